@@ -1,0 +1,1 @@
+"""snose: sequentially numbered, opaque, sealed envelopes for clinical trials."""

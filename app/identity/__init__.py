@@ -1,0 +1,1 @@
+"""Keeper of the credentials: passwords, one-time codes, tokens."""

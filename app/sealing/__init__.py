@@ -1,0 +1,1 @@
+"""Keeper of the secrets: envelopes, key ring, key providers, signing."""

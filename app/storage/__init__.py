@@ -1,0 +1,1 @@
+"""Keeper of the records: every table and every SQL statement."""
