@@ -1,0 +1,183 @@
+"""The words of the field as types (CDISC, ICH): identifiers, roles, actions, states, and the exclusions between roles."""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, NewType
+
+from app.errors import Invalid
+
+StudyCode = NewType("StudyCode", str)
+SiteCode = NewType("SiteCode", str)
+SubjectId = NewType("SubjectId", str)
+"""A subject's identifier as first written; pseudonymous (ASG-23)."""
+SubjectKey = NewType("SubjectKey", str)
+"""A subject's identifier, normalised: what makes two spellings one subject (rule C4)."""
+ArmCode = NewType("ArmCode", str)
+KitCode = NewType("KitCode", str)
+ConsignmentCode = NewType("ConsignmentCode", str)
+RandomizationNumber = NewType("RandomizationNumber", str)
+Username = NewType("Username", str)
+StratumCode = NewType("StratumCode", str)
+
+
+class Mode(StrEnum):
+    """What a deployment is for; bound into its keys and identifiers (rule A10)."""
+
+    TEST = "test"
+    LIVE = "live"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A treatment group of the study's definition."""
+
+    arm_code: ArmCode
+    label: str
+    treatment: str
+    ratio: int
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One value of a stratification factor."""
+
+    level_code: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """A stratification factor with its levels."""
+
+    factor_code: str
+    label: str
+    levels: tuple[Level, ...]
+
+
+class StudyStatus(StrEnum):
+    """Draft until first opened; closed is for ever."""
+
+    DRAFT = "draft"
+    OPEN = "open"
+    SUSPENDED = "suspended"
+    CLOSED = "closed"
+
+
+class ScheduleStatus(StrEnum):
+    """The life of an allocation list (rule A7)."""
+
+    GENERATED = "generated"
+    APPROVED = "approved"
+    REJECTED = "rejected"
+    ACTIVE = "active"
+
+
+class KitStatus(StrEnum):
+    """The life of a kit (KIT-03). Expiry is a matter of the consignment and of the day, never of a kit (rule B11)."""
+
+    REGISTERED = "registered"
+    DISPATCHED = "dispatched"
+    MISSING = "missing"
+    IN_STOCK = "in_stock"
+    ASSIGNED = "assigned"
+    DISPENSED = "dispensed"
+    RETURNED = "returned"
+    REPLACED = "replaced"
+    QUARANTINED = "quarantined"
+    DAMAGED = "damaged"
+    LOST = "lost"
+    DESTROYED = "destroyed"
+
+
+class ConsignmentStatus(StrEnum):
+    """The life of a consignment; it becomes assignable, and is withdrawn, as a whole (rules B5, B6)."""
+
+    REGISTERED = "registered"
+    DISPATCHED = "dispatched"
+    ASSIGNABLE = "assignable"
+    WITHDRAWN = "withdrawn"
+
+
+class Role(StrEnum):
+    """A role that a grant gives to a person or a machine client."""
+
+    STUDY_ADMIN = "study_admin"
+    INVESTIGATOR = "investigator"
+    COORDINATOR = "coordinator"
+    PHARMACIST = "pharmacist"
+    MONITOR = "monitor"
+    INSPECTOR = "inspector"
+    EDC_CLIENT = "edc_client"
+    STATISTICIAN = "statistician"
+    LIST_APPROVER = "list_approver"
+    SUPPLY_MANAGER = "supply_manager"
+    UNBLINDED_PHARMACIST = "unblinded_pharmacist"
+    SAFETY_OFFICER = "safety_officer"
+    SERVICE_ADMIN = "service_admin"
+
+
+UNBLINDED_ROLES: Final = frozenset(
+    {
+        Role.STATISTICIAN,
+        Role.LIST_APPROVER,
+        Role.SUPPLY_MANAGER,
+        Role.UNBLINDED_PHARMACIST,
+        Role.SAFETY_OFFICER,
+    }
+)
+SITE_ROLES: Final = frozenset(
+    {Role.INVESTIGATOR, Role.COORDINATOR, Role.PHARMACIST, Role.UNBLINDED_PHARMACIST}
+)
+BLINDED_ROLES: Final = frozenset(Role) - UNBLINDED_ROLES - {Role.SERVICE_ADMIN}
+ENROLLING_ROLES: Final = frozenset(
+    {Role.INVESTIGATOR, Role.COORDINATOR, Role.PHARMACIST, Role.MONITOR, Role.EDC_CLIENT}
+)
+
+
+def excludes(one: Role, other: Role) -> bool:
+    """Return whether one person may not hold both roles in one study (rules A7, B10; `service_admin` excludes all others)."""
+    if one == other:
+        return False
+    if Role.SERVICE_ADMIN in (one, other):
+        return True
+    if (one in UNBLINDED_ROLES) != (other in UNBLINDED_ROLES):
+        return True
+    # Administrators hold no trial role, and generator, approver and supply are separate duties (rules A7, B10; CUS-02).
+    if Role.STUDY_ADMIN in (one, other):
+        return True
+    return {one, other} == {Role.STATISTICIAN, Role.LIST_APPROVER}
+
+
+class ReasonCode(StrEnum):
+    """Why a code is broken: subject safety only (EUB-23)."""
+
+    SERIOUS_ADVERSE_EVENT = "serious_adverse_event"
+    OVERDOSE = "overdose"
+    PREGNANCY_EXPOSURE = "pregnancy_exposure"
+    ACCIDENTAL_EXPOSURE = "accidental_exposure"
+    URGENT_TREATMENT_DECISION = "urgent_treatment_decision"
+    OTHER_SAFETY = "other_safety"
+
+
+_SUBJECT_KEY: Final = re.compile(r"[\w.\-]+(?: [\w.\-]+)*")
+_SUBJECT_ID_LENGTH: Final = 40
+
+
+def subject_key(subject_id: str) -> SubjectKey:
+    """Return the normalised form under which a subject is one subject (rule C4, ASG-07).
+
+    NFKC, trimmed, inner spaces collapsed, case folded. Raises ``Invalid`` for anything but 1 to 40 letters, digits,
+    ``-``, ``_``, ``.`` and single inner spaces, and for ``.`` and ``..``, which a path cannot carry.
+    """
+    folded = unicodedata.normalize("NFKC", " ".join(unicodedata.normalize("NFKC", subject_id).split()).casefold())
+    if not 1 <= len(folded) <= _SUBJECT_ID_LENGTH or folded in {".", ".."} or not _SUBJECT_KEY.fullmatch(folded):
+        message = "A subject identifier has 1 to 40 letters, digits, '-', '_', '.' or single inner spaces."
+        raise Invalid(message, "subject_id")
+    return SubjectKey(folded)
+
+
+def subject_spelling(subject_id: str) -> SubjectId:
+    """Return the identifier as answers show it: the caller's spelling, trimmed, composed, inner spaces collapsed."""
+    return SubjectId(" ".join(unicodedata.normalize("NFKC", subject_id).split()))
