@@ -137,17 +137,91 @@ ENROLLING_ROLES: Final = frozenset(
 
 
 def excludes(one: Role, other: Role) -> bool:
-    """Return whether one person may not hold both roles in one study (rules A7, B10; `service_admin` excludes all others)."""
+    """Return whether one person may not hold both roles in one study (rule B10, BLD-17, USR-16)."""
     if one == other:
         return False
     if Role.SERVICE_ADMIN in (one, other):
         return True
-    if (one in UNBLINDED_ROLES) != (other in UNBLINDED_ROLES):
-        return True
-    # Administrators hold no trial role, and generator, approver and supply are separate duties (rules A7, B10; CUS-02).
-    if Role.STUDY_ADMIN in (one, other):
-        return True
-    return {one, other} == {Role.STATISTICIAN, Role.LIST_APPROVER}
+    return (one in UNBLINDED_ROLES) != (other in UNBLINDED_ROLES)
+
+
+class Action(StrEnum):
+    """What may be done, and what the trail says was done: one word list for both (``resource:verb``)."""
+
+    # accounts, outside any study
+    SIGN_IN = "session:create"
+    STEP_UP = "session:step_up"
+    SIGN_OUT = "session:end"
+    ISSUE_TOKEN = "token:create"
+    CHANGE_PASSWORD = "password:change"
+    READ_SELF = "me:read"
+    REGISTER_PERSON = "person:create"
+    LIST_PEOPLE = "person:list"
+    DEACTIVATE_PERSON = "person:deactivate"
+    RESET_PERSON = "person:reset"
+    REGISTER_CLIENT = "client:create"
+    GRANT_ROLE = "grant:create"
+    LIST_GRANTS = "grant:list"
+    REVOKE_GRANT = "grant:revoke"
+    READ_SERVICE_TRAIL = "service_trail:read"
+    DECLARE_RECOVERY = "recovery:declare"
+    ROTATE_KEYS = "key:rotate"
+    # studies
+    REGISTER_STUDY = "study:register"
+    READ_STUDY = "study:read"
+    ADD_SITE = "site:add"
+    LIST_SITES = "site:list"
+    ACTIVATE_SITE = "site:activate"
+    SET_STUDY_STATUS = "study:set_status"
+    # allocation lists
+    GENERATE_SCHEDULE = "schedule:generate"
+    EXTEND_SCHEDULE = "schedule:extend"
+    READ_SCHEDULES = "schedule:read"
+    READ_QUALITY_REPORT = "quality_report:read"
+    APPROVE_SCHEDULE = "schedule:approve"
+    REJECT_SCHEDULE = "schedule:reject"
+    ACTIVATE_SCHEDULE = "schedule:activate"
+    # kits
+    CREATE_CONSIGNMENT = "consignment:create"
+    REQUEST_PACKING_LIST = "packing_list:request"
+    RELEASE_PACKING_LIST = "packing_list:release"
+    DISPATCH_CONSIGNMENT = "consignment:dispatch"
+    RECEIVE_CONSIGNMENT = "consignment:receive"
+    READ_STOCK = "stock:read"
+    READ_WORKLIST = "worklist:read"
+    READ_SUBJECT_KITS = "subject_kits:read"
+    ASSIGN_KIT = "kit:assign"
+    DISPENSE_KIT = "kit:dispense"
+    REPLACE_KIT = "kit:replace"
+    RELEASE_REPLACEMENT = "kit:release_replacement"
+    QUARANTINE_KIT = "kit:quarantine"
+    RETURN_KIT = "kit:return"
+    REPORT_LOSS = "kit:loss"
+    REPORT_DAMAGE = "kit:damage"
+    RELEASE_KIT = "kit:release"
+    DESTROY_KIT = "kit:destroy"
+    READ_PREPARATION = "preparation:read"
+    # allocations
+    ALLOCATE = "allocation:create"
+    READ_ALLOCATION = "allocation:read"
+    LIST_ALLOCATIONS = "allocation:list"
+    MARK_ERROR = "allocation:mark_error"
+    CORRECT_STRATA = "allocation:correct_strata"
+    LINK_DUPLICATE = "allocation:link_duplicate"
+    # unblinding
+    BREAK_CODE = "code_break:create"
+    ADD_NARRATIVE = "code_break:add_narrative"
+    READ_CODE_BREAKS = "code_break:list"
+    UNBLIND_FOR_SAFETY = "safety_unblinding:create"
+    READ_SAFETY_UNBLINDINGS = "safety_unblinding:list"
+    REQUEST_FINAL_UNBLINDING = "final_unblinding:request"
+    RELEASE_FINAL_UNBLINDING = "final_unblinding:release"
+    # trail
+    READ_TRAIL = "trail:read"
+    READ_RESTRICTED = "trail:read_restricted"
+    READ_CHECKPOINT = "checkpoint:read"
+    READ_PROOF = "proof:read"
+    EXPORT_TRAIL = "trail:export"
 
 
 class ReasonCode(StrEnum):

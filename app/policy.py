@@ -1,0 +1,269 @@
+"""Who may do what: one table, and one decision (USR-02). Absent means no.
+
+Pure: the table takes words and gives a decision. It is asked by ``app.services.audited`` alone, at every request, with the
+grants as they stand in the database at that moment, so that a revocation is effective at once (USR-06).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from app.domain.people import Principal
+from app.domain.words import Action, Role, SiteCode, StudyCode
+from app.errors import Forbidden, Missing, NotAuthenticated, PasswordChangeRequired, StepUpRequired
+
+FRESH: Final = timedelta(seconds=300)
+"""How old the second proof may be (rule D3)."""
+
+_EVERY_STUDY_ROLE: Final = frozenset(
+    {Action.READ_STUDY, Action.LIST_SITES, Action.READ_SCHEDULES, Action.READ_CHECKPOINT, Action.READ_PROOF}
+)
+_READS_ALLOCATIONS: Final = frozenset({Action.READ_ALLOCATION, Action.LIST_ALLOCATIONS})
+
+PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
+    Role.SERVICE_ADMIN: frozenset(
+        {
+            Action.REGISTER_PERSON,
+            Action.LIST_PEOPLE,
+            Action.DEACTIVATE_PERSON,
+            Action.RESET_PERSON,
+            Action.REGISTER_CLIENT,
+            Action.GRANT_ROLE,
+            Action.LIST_GRANTS,
+            Action.REVOKE_GRANT,
+            Action.READ_SERVICE_TRAIL,
+            Action.DECLARE_RECOVERY,
+            Action.ROTATE_KEYS,
+        }
+    ),
+    Role.STUDY_ADMIN: _EVERY_STUDY_ROLE
+    | _READS_ALLOCATIONS
+    | {
+        Action.REGISTER_STUDY,
+        Action.ADD_SITE,
+        Action.ACTIVATE_SITE,
+        Action.SET_STUDY_STATUS,
+        Action.ACTIVATE_SCHEDULE,
+        Action.READ_CODE_BREAKS,
+        Action.READ_TRAIL,
+    },
+    Role.INVESTIGATOR: _EVERY_STUDY_ROLE
+    | _READS_ALLOCATIONS
+    | {
+        Action.ALLOCATE,
+        Action.MARK_ERROR,
+        Action.CORRECT_STRATA,
+        Action.LINK_DUPLICATE,
+        Action.BREAK_CODE,
+        Action.ADD_NARRATIVE,
+        Action.READ_CODE_BREAKS,
+        Action.READ_SUBJECT_KITS,
+        Action.ASSIGN_KIT,
+        Action.READ_TRAIL,
+    },
+    Role.COORDINATOR: _EVERY_STUDY_ROLE
+    | _READS_ALLOCATIONS
+    | {
+        Action.ALLOCATE,
+        Action.CORRECT_STRATA,
+        Action.LINK_DUPLICATE,
+        Action.READ_CODE_BREAKS,
+        Action.READ_TRAIL,
+    },
+    Role.PHARMACIST: _EVERY_STUDY_ROLE
+    | _READS_ALLOCATIONS
+    | {
+        Action.RECEIVE_CONSIGNMENT,
+        Action.READ_STOCK,
+        Action.READ_WORKLIST,
+        Action.READ_SUBJECT_KITS,
+        Action.ASSIGN_KIT,
+        Action.DISPENSE_KIT,
+        Action.REPLACE_KIT,
+        Action.QUARANTINE_KIT,
+        Action.RETURN_KIT,
+        Action.REPORT_LOSS,
+        Action.REPORT_DAMAGE,
+        Action.READ_CODE_BREAKS,
+        Action.READ_TRAIL,
+    },
+    Role.MONITOR: _EVERY_STUDY_ROLE
+    | _READS_ALLOCATIONS
+    | {Action.READ_CODE_BREAKS, Action.READ_TRAIL},
+    Role.INSPECTOR: _EVERY_STUDY_ROLE
+    | _READS_ALLOCATIONS
+    | {Action.READ_CODE_BREAKS, Action.READ_TRAIL, Action.EXPORT_TRAIL, Action.READ_SERVICE_TRAIL},
+    Role.EDC_CLIENT: _EVERY_STUDY_ROLE
+    | _READS_ALLOCATIONS
+    | {Action.ALLOCATE, Action.READ_SUBJECT_KITS, Action.ASSIGN_KIT, Action.READ_CODE_BREAKS},
+    Role.STATISTICIAN: _EVERY_STUDY_ROLE
+    | {
+        Action.GENERATE_SCHEDULE,
+        Action.EXTEND_SCHEDULE,
+        Action.READ_QUALITY_REPORT,
+        Action.RELEASE_PACKING_LIST,
+        Action.REQUEST_FINAL_UNBLINDING,
+        Action.READ_TRAIL,
+        Action.READ_RESTRICTED,
+    },
+    Role.LIST_APPROVER: _EVERY_STUDY_ROLE
+    | {
+        Action.READ_QUALITY_REPORT,
+        Action.APPROVE_SCHEDULE,
+        Action.REJECT_SCHEDULE,
+        Action.RELEASE_PACKING_LIST,
+        Action.RELEASE_FINAL_UNBLINDING,
+        Action.READ_TRAIL,
+    },
+    Role.SUPPLY_MANAGER: _EVERY_STUDY_ROLE
+    | {
+        Action.CREATE_CONSIGNMENT,
+        Action.REQUEST_PACKING_LIST,
+        Action.RELEASE_PACKING_LIST,
+        Action.DISPATCH_CONSIGNMENT,
+        Action.RELEASE_REPLACEMENT,
+        Action.RELEASE_KIT,
+        Action.DESTROY_KIT,
+        Action.READ_TRAIL,
+    },
+    Role.UNBLINDED_PHARMACIST: _EVERY_STUDY_ROLE | {Action.READ_PREPARATION, Action.RELEASE_PACKING_LIST},
+    Role.SAFETY_OFFICER: _EVERY_STUDY_ROLE
+    | {
+        Action.BREAK_CODE,
+        Action.ADD_NARRATIVE,
+        Action.READ_CODE_BREAKS,
+        Action.UNBLIND_FOR_SAFETY,
+        Action.READ_SAFETY_UNBLINDINGS,
+        Action.RELEASE_PACKING_LIST,
+        Action.READ_RESTRICTED,
+    },
+}
+"""Which actions each role includes; for site roles at the sites of the grant only."""
+
+OWN: Final = frozenset({Action.READ_SELF, Action.CHANGE_PASSWORD, Action.SIGN_OUT, Action.STEP_UP})
+"""What everybody may do who is signed in, with one's own account."""
+
+PUBLIC: Final = frozenset({Action.SIGN_IN, Action.ISSUE_TOKEN})
+"""What is done to become known."""
+
+ELEVATED: Final = frozenset(
+    {
+        Action.ACTIVATE_SITE,
+        Action.SET_STUDY_STATUS,
+        Action.GENERATE_SCHEDULE,
+        Action.EXTEND_SCHEDULE,
+        Action.APPROVE_SCHEDULE,
+        Action.REJECT_SCHEDULE,
+        Action.ACTIVATE_SCHEDULE,
+        Action.CREATE_CONSIGNMENT,
+        Action.REQUEST_PACKING_LIST,
+        Action.RELEASE_PACKING_LIST,
+        Action.RELEASE_REPLACEMENT,
+        Action.RELEASE_KIT,
+        Action.DESTROY_KIT,
+        Action.READ_PREPARATION,
+        Action.MARK_ERROR,
+        Action.BREAK_CODE,
+        Action.UNBLIND_FOR_SAFETY,
+        Action.REQUEST_FINAL_UNBLINDING,
+        Action.RELEASE_FINAL_UNBLINDING,
+        Action.READ_RESTRICTED,
+        Action.EXPORT_TRAIL,
+        Action.DECLARE_RECOVERY,
+        Action.ROTATE_KEYS,
+    }
+)
+"""What needs the caller's own fresh second proof (rule D1)."""
+
+SPENDING: Final = frozenset(
+    {
+        Action.BREAK_CODE,
+        Action.UNBLIND_FOR_SAFETY,
+        Action.RELEASE_PACKING_LIST,
+        Action.RELEASE_FINAL_UNBLINDING,
+        Action.READ_PREPARATION,
+        Action.READ_RESTRICTED,
+    }
+)
+"""What spends the proof with its COMMIT (rule D3)."""
+
+PRIVILEGED: Final = ELEVATED | {
+    Action.REGISTER_PERSON,
+    Action.DEACTIVATE_PERSON,
+    Action.RESET_PERSON,
+    Action.REGISTER_CLIENT,
+    Action.GRANT_ROLE,
+    Action.REVOKE_GRANT,
+    Action.CHANGE_PASSWORD,
+}
+"""What is answered only after its checkpoint stands in the file sink (`custody.md`, "The trail")."""
+
+_ANYWHERE: Final = frozenset({Action.READ_SERVICE_TRAIL})
+"""What a role of any one study includes outside the studies."""
+
+_DESPITE_EXPIRED_PASSWORD: Final = OWN | {Action.BREAK_CODE, Action.ADD_NARRATIVE}
+"""An expired password alerts and does not stand before a code break (rule D1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A yes: the role that gave it, and where it holds."""
+
+    role: Role | None
+    sites: frozenset[SiteCode] | None
+    """The caller's sites for this action; None is every site of the study."""
+
+    def role_unless_elsewhere(self, site: SiteCode) -> Role | None:
+        """Return the deciding role; raise ``Missing`` for a site that is not the caller's (USR-21)."""
+        if self.sites is not None and site not in self.sites:
+            raise Missing
+        return self.role
+
+
+def decide(action: Action, principal: Principal | None, study: StudyCode | None, now: datetime) -> Decision:
+    """Return the decision for an action in a study, or raise in the order of rule G2.
+
+    ``NotAuthenticated`` for nobody, ``Missing`` for a study in which the caller has no role, ``Forbidden`` without the right
+    (machines at step-up calls included), ``StepUpRequired`` without a fresh, unspent second proof.
+    """
+    if action in PUBLIC:
+        return Decision(None, None)
+    if principal is None:
+        raise NotAuthenticated
+    if principal.must_change_password and action not in OWN:
+        raise PasswordChangeRequired
+    if action in OWN:
+        if principal.is_machine and action is not Action.SIGN_OUT and action is not Action.READ_SELF:
+            raise Forbidden
+        return Decision(None, None)
+    held = [grant for grant in principal.grants if action in _ANYWHERE or grant.study_code == study]
+    if study is not None and not held:
+        raise Missing
+    giving = [grant for grant in held if action in PERMISSIONS[grant.role]]
+    if not giving:
+        raise Forbidden
+    if principal.password_expired and action not in _DESPITE_EXPIRED_PASSWORD:
+        message = "Your password has expired; only a code break is open until you change it."
+        raise PasswordChangeRequired(message)
+    if action in ELEVATED:
+        if principal.is_machine:
+            raise Forbidden
+        _require_fresh_proof(principal, now)
+    everywhere = [grant for grant in giving if grant.site_code is None]
+    if everywhere:
+        return Decision(everywhere[0].role, None)
+    return Decision(
+        giving[0].role, frozenset(grant.site_code for grant in giving if grant.site_code is not None)
+    )
+
+
+def _require_fresh_proof(principal: Principal, now: datetime) -> None:
+    proof = principal.proof
+    if proof is None or proof.spent or not timedelta(0) <= now - proof.at <= FRESH:
+        raise StepUpRequired
+
+
+def covered_actions() -> frozenset[Action]:
+    """Return every action that some entry of the table names; a route of any other must not be built."""
+    return frozenset().union(*PERMISSIONS.values()) | OWN | PUBLIC
