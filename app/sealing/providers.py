@@ -1,0 +1,145 @@
+"""Who keeps the key above all keys: a provider wraps and unwraps the deployment secret, and nothing else.
+
+A provider that reaches out to Vault or OpenBao transit is one more class with the same two methods; its key
+never enters the service. The embedded default is a key file: 32 random bytes that only the service's own user
+can read.
+"""
+
+import os
+import stat
+from binascii import Error as NotBase64
+from binascii import a2b_base64, b2a_base64
+from pathlib import Path
+from typing import Final, NoReturn, Protocol
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from app.domain.entropy import Entropy
+from app.errors import KeyUnavailable, SealBroken, UnsafeSetting
+from app.sealing.envelope import KEY_LENGTH, NONCE_LENGTH, open_box, read_token, write_token
+
+_HEADER: Final = b"snose key file v1\n"
+_LONGEST: Final = 1024
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_KEY_ID: Final = "file"
+
+
+class KeyProvider(Protocol):
+    """Wraps one secret; what it gives may lie in the database."""
+
+    @property
+    def name(self) -> str:
+        """Return what the operator calls this provider; no secret."""
+        ...
+
+    def wrap(self, secret: bytes, context: bytes) -> str:
+        """Return ``secret`` wrapped and bound to ``context``. Raises ``KeyUnavailable``."""
+        ...
+
+    def unwrap(self, wrapped: str, context: bytes) -> bytes:
+        """Return what was wrapped. Raises ``KeyUnavailable`` for another key, context or wrapped text."""
+        ...
+
+
+class KeyFileProvider:
+    """The embedded default: wraps with AES-256-GCM under a key that a file holds.
+
+    Raises ``KeyUnavailable`` for a file that is missing or holds something else, ``UnsafeSetting`` for one
+    that others can read.
+    """
+
+    def __init__(self, path: Path, entropy: Entropy) -> None:
+        self._path = path
+        self._entropy = entropy
+        self._cipher = AESGCM(_read_key(path))
+
+    def __repr__(self) -> str:
+        return f"<KeyFileProvider {self._path}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A key provider is not pickled or copied.")
+
+    @property
+    def name(self) -> str:
+        """Return the kind of provider and the file, for the operator."""
+        return f"file:{self._path}"
+
+    @staticmethod
+    def create(path: Path, key: bytes) -> None:
+        """Write a new key file (mode 0600) and make it durable: a lost key is a lost list.
+
+        An existing file is never overwritten. Raises ``UnsafeSetting`` then, ``KeyUnavailable`` when the file
+        cannot be written, ``ValueError`` for a key that has not 32 bytes.
+        """
+        if len(key) != KEY_LENGTH:
+            message = f"A key has {KEY_LENGTH} bytes, not {len(key)}."
+            raise ValueError(message)
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(_HEADER + b2a_base64(key))
+                file.flush()
+                os.fsync(file.fileno())
+            # The name of the file is durable only with its folder.
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except FileExistsError:
+            message = f"There is a file at {path} already; a key file is never overwritten."
+            raise UnsafeSetting(message) from None
+        except OSError as error:
+            message = f"The key file {path} cannot be written: {error.strerror}."
+            raise KeyUnavailable(message) from None
+
+    def wrap(self, secret: bytes, context: bytes) -> str:
+        """Return ``secret`` wrapped under the file's key and bound to ``context``."""
+        nonce = self._entropy.draw("nonce", NONCE_LENGTH)
+        return write_token(_KEY_ID, nonce, self._cipher.encrypt(nonce, secret, context))
+
+    def unwrap(self, wrapped: str, context: bytes) -> bytes:
+        """Return what was wrapped. Raises ``KeyUnavailable`` for another key, context or wrapped text."""
+        try:
+            # The key id of the text is not asked: only one key is here, and only what it wrapped opens.
+            _, nonce, box = read_token(wrapped)
+            return open_box(self._cipher, nonce, box, context)
+        except SealBroken:
+            message = f"The key file {self._path} does not open the secret of this deployment."
+            raise KeyUnavailable(message) from None
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        # Without O_NONBLOCK a pipe put in the file's place would hold up the start for ever.
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        message = f"The key file {path} cannot be read: {error.strerror}."
+        raise KeyUnavailable(message) from None
+    with os.fdopen(handle, "rb", buffering=0) as file:
+        # The opened file is asked, not the path: between two looks at a path it can become another file.
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            message = f"The key file {path} is not a regular file."
+            raise UnsafeSetting(message)
+        if status.st_mode & _OTHERS:
+            message = (
+                f"The key file {path} is open to others (mode {stat.S_IMODE(status.st_mode):04o}); "
+                "let only its owner read it (mode 0600)."
+            )
+            raise UnsafeSetting(message)
+        content = file.read(_LONGEST)
+    key = _parse(content)
+    if key is None:
+        message = f"The file {path} is not a key file of this service."
+        raise KeyUnavailable(message)
+    return key
+
+
+def _parse(content: bytes) -> bytes | None:
+    try:
+        key = a2b_base64(content.removeprefix(_HEADER))
+    except NotBase64:
+        return None
+    # One spelling, so that a damaged file is never read as another key.
+    return key if len(key) == KEY_LENGTH and content == _HEADER + b2a_base64(key) else None
