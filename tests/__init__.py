@@ -1,0 +1,1 @@
+"""The tests: a test's name is the situation, its docstring the requirement."""

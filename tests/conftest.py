@@ -1,0 +1,97 @@
+"""The database fixtures: every test that touches a database runs on SQLite and on a real PostgreSQL.
+
+One PostgreSQL server serves the whole run. Alone, the run starts it when a test first asks for it; under pytest-xdist the
+controller starts it and hands its folder to the workers. Whoever started it stops it.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from app.storage import migrate
+from tests.databases import Postgres, postgres_server
+
+EXIT_STACK = pytest.StashKey[ExitStack]()
+SERVER_DIRECTORY = pytest.StashKey[Path]()
+WORKER_INPUT = "snose_postgres"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep what must be ended with the run."""
+    config.stash[EXIT_STACK] = ExitStack()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the server, after a failure too."""
+    config.stash[EXIT_STACK].close()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: object) -> None:
+    """Tell a pytest-xdist worker where the one server is, started before the first worker."""
+    node.workerinput[WORKER_INPUT] = str(_server_directory(node.config))
+
+
+def _server_directory(config: pytest.Config) -> Path:
+    if SERVER_DIRECTORY not in config.stash:
+        config.stash[SERVER_DIRECTORY] = config.stash[EXIT_STACK].enter_context(postgres_server()).directory
+    return config.stash[SERVER_DIRECTORY]
+
+
+@pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest) -> Postgres:
+    """The running PostgreSQL server of this test run."""
+    given: dict[str, str] = getattr(request.config, "workerinput", {})
+    return Postgres(Path(given[WORKER_INPUT]) if WORKER_INPUT in given else _server_directory(request.config))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_kind(request: pytest.FixtureRequest) -> str:
+    """The kind of database that this run of the test is about."""
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, database_kind: str, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database, without a table."""
+    if database_kind == "sqlite":
+        yield f"sqlite:///{tmp_path / 'snose.sqlite'}"
+        return
+    # Asked for by name, so that a run on SQLite alone starts no server.
+    server: Postgres = request.getfixturevalue("postgres")
+    with server.database() as url:
+        yield url
+
+
+@pytest.fixture
+def migrated_database_url(request: pytest.FixtureRequest, database_kind: str, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database with every table and no row: a copy of one that was migrated once."""
+    if database_kind == "sqlite":
+        copied = tmp_path / "snose.sqlite"
+        shutil.copyfile(request.getfixturevalue("migrated_sqlite"), copied)
+        yield f"sqlite:///{copied}"
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    with server.database(template=request.getfixturevalue("migrated_postgres")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The SQLite file that the tests copy."""
+    path = tmp_path_factory.mktemp("template") / "snose.sqlite"
+    migrate.upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres: Postgres) -> Iterator[str]:
+    """The name of the PostgreSQL database that the tests copy."""
+    name = postgres.create_database()
+    migrate.upgrade(postgres.url_for(name))
+    yield name
+    postgres.drop_database(name)

