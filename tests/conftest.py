@@ -1,7 +1,7 @@
 """The database fixtures: every test that touches a database runs on SQLite and on a real PostgreSQL.
 
-One PostgreSQL server serves the whole run. Alone, the run starts it when a test first asks for it; under pytest-xdist the
-controller starts it and hands its folder to the workers. Whoever started it stops it.
+One PostgreSQL server serves the whole run. Alone, the run starts it when a test first asks for it; under
+pytest-xdist the controller starts it and hands its folder to the workers. Whoever started it stops it.
 """
 
 import shutil
@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from xdist.workermanage import WorkerController
 
 from app.storage import migrate
 from tests.databases import Postgres, postgres_server
@@ -29,8 +30,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[EXIT_STACK].close()
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node: object) -> None:
+def pytest_configure_node(node: WorkerController) -> None:
     """Tell a pytest-xdist worker where the one server is, started before the first worker."""
     node.workerinput[WORKER_INPUT] = str(_server_directory(node.config))
 
@@ -68,7 +68,9 @@ def database_url(request: pytest.FixtureRequest, database_kind: str, tmp_path: P
 
 
 @pytest.fixture
-def migrated_database_url(request: pytest.FixtureRequest, database_kind: str, tmp_path: Path) -> Iterator[str]:
+def migrated_database_url(
+    request: pytest.FixtureRequest, database_kind: str, tmp_path: Path
+) -> Iterator[str]:
     """The URL of a database with every table and no row: a copy of one that was migrated once."""
     if database_kind == "sqlite":
         copied = tmp_path / "snose.sqlite"

