@@ -116,24 +116,29 @@ def _read_key(path: Path) -> bytes:
     except OSError as error:
         message = f"The key file {path} cannot be read: {error.strerror}."
         raise KeyUnavailable(message) from None
-    with os.fdopen(handle, "rb", buffering=0) as file:
+    try:
         # The opened file is asked, not the path: between two looks at a path it can become another file.
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            message = f"The key file {path} is not a regular file."
-            raise UnsafeSetting(message)
-        if status.st_mode & _OTHERS:
-            message = (
-                f"The key file {path} is open to others (mode {stat.S_IMODE(status.st_mode):04o}); "
-                "let only its owner read it (mode 0600)."
-            )
-            raise UnsafeSetting(message)
-        content = file.read(_LONGEST)
+        _refuse_unsafe(path, os.fstat(handle).st_mode)
+        content = os.read(handle, _LONGEST)
+    finally:
+        os.close(handle)
     key = _parse(content)
     if key is None:
         message = f"The file {path} is not a key file of this service."
         raise KeyUnavailable(message)
     return key
+
+
+def _refuse_unsafe(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        message = f"The key file {path} is not a regular file."
+        raise UnsafeSetting(message)
+    if mode & _OTHERS:
+        message = (
+            f"The key file {path} is open to others (mode {stat.S_IMODE(mode):04o}); "
+            "let only its owner read it (mode 0600)."
+        )
+        raise UnsafeSetting(message)
 
 
 def _parse(content: bytes) -> bytes | None:
