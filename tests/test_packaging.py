@@ -1,4 +1,4 @@
-"""What surrounds the code holds: the pins, the wheel, the container files, and nothing that belongs to one machine."""
+"""What surrounds the code holds: pins, wheel and container files, and nothing that belongs to one machine."""
 
 import re
 import shutil
@@ -57,6 +57,40 @@ def requirements_of(name: str, seen: set[str]) -> None:
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             requirements_of(requirement.name, seen)
+
+
+@pytest.fixture(scope="module")
+def wheel_files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The files in the wheel that this checkout builds."""
+    made = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(made)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    with zipfile.ZipFile(next(made.glob("*.whl"))) as wheel:
+        return wheel.namelist()
+
+
+@pytest.fixture(scope="module")
+def readme() -> str:
+    """The README."""
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def dockerfile() -> list[str]:
+    """The instructions, one a line."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    return [re.sub(r" +", " ", line) for line in text.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    """The file as Compose reads it."""
+    read: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    return read
 
 
 class TestConstraints:
@@ -135,19 +169,6 @@ class TestLicences:
 
 
 class TestWheel:
-    @pytest.fixture(scope="class")
-    def files(self, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-        """The files in the wheel that this checkout builds."""
-        made = tmp_path_factory.mktemp("wheel")
-        subprocess.run(
-            [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(made)],
-            cwd=ROOT,
-            check=True,
-            capture_output=True,
-        )
-        with zipfile.ZipFile(next(made.glob("*.whl"))) as wheel:
-            return wheel.namelist()
-
     @pytest.mark.parametrize(
         "file",
         [
@@ -158,22 +179,22 @@ class TestWheel:
             "app/migrations/script.py.mako",
         ],
     )
-    def test_carries(self, files: list[str], file: str) -> None:
+    def test_carries(self, wheel_files: list[str], file: str) -> None:
         """`snose` works from any folder, the migrations and the verifier included."""
-        assert file in files
+        assert file in wheel_files
 
-    def test_carries_every_migration(self, files: list[str]) -> None:
+    def test_carries_every_migration(self, wheel_files: list[str]) -> None:
         """Each version that the checkout knows is in the wheel."""
         known = {
             f"app/migrations/versions/{path.name}" for path in (ROOT / "migrations" / "versions").glob("*.py")
         }
         assert known
-        assert known <= set(files)
+        assert known <= set(wheel_files)
 
-    def test_carries_nothing_else(self, files: list[str]) -> None:
+    def test_carries_nothing_else(self, wheel_files: list[str]) -> None:
         """One package and its metadata: no tests, no settings, no cache."""
-        stray = [file for file in files if not re.match(r"(app/|snose-[^/]+\.dist-info/)", file)]
-        assert stray + [file for file in files if "__pycache__" in file] == []
+        stray = [file for file in wheel_files if not re.match(r"(app/|snose-[^/]+\.dist-info/)", file)]
+        assert stray + [file for file in wheel_files if "__pycache__" in file] == []
 
     def test_as_installed(self) -> None:
         """The command stands for the function that this checkout has."""
@@ -183,72 +204,61 @@ class TestWheel:
 
 
 class TestReadme:
-    @pytest.fixture(scope="class")
-    def text(self) -> str:
-        """The README."""
-        return (ROOT / "README.md").read_text(encoding="utf-8")
-
-    def test_installs_by_hash(self, text: str) -> None:
+    def test_installs_by_hash(self, readme: str) -> None:
         """Both commands install what the pins name, and nothing else."""
-        lines = [line.strip() for line in text.splitlines() if line.strip().startswith("pip install")]
+        lines = [line.strip() for line in readme.splitlines() if line.strip().startswith("pip install")]
         assert lines
         for line in lines:
             first, *rest = line.split(" && ")
             assert first == INSTALL
             assert rest[0].startswith("pip install --no-deps --no-build-isolation ")
 
-    def test_is_what_the_gate_runs(self, text: str) -> None:
+    def test_is_what_the_gate_runs(self, readme: str) -> None:
         """The gate installs as the README does and runs the same tests."""
         gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace(" --quiet", "")
         assert INSTALL in gate
         assert "pip install --no-deps --no-build-isolation -e ." in gate
-        assert re.search(r"&& pytest$", text, re.MULTILINE)
+        assert re.search(r"&& pytest$", readme, re.MULTILINE)
         assert re.search(r"^pytest ", gate, re.MULTILINE)
 
 
 class TestDockerfile:
-    @pytest.fixture(scope="class")
-    def lines(self) -> list[str]:
-        """The instructions, one a line."""
-        text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
-        return [re.sub(r" +", " ", line) for line in text.splitlines() if line and not line.startswith("#")]
-
-    def test_installs_by_hash_and_offline(self, lines: list[str]) -> None:
+    def test_installs_by_hash_and_offline(self, dockerfile: list[str]) -> None:
         """What pip fetches is checked against the pins, and the service is installed from that alone."""
-        pip = [line for line in lines if re.search(r"\bpip (install|download)\b", line)]
+        pip = [line for line in dockerfile if re.search(r"\bpip (install|download)\b", line)]
         assert len(pip) == 2
         assert "pip download --quiet --require-hashes -r constraints.txt" in pip[0]
         assert "--no-index" in pip[1]
 
-    def test_has_stages_and_a_named_base(self, lines: list[str]) -> None:
+    def test_has_stages_and_a_named_base(self, dockerfile: list[str]) -> None:
         """What builds does not serve, and the base is a named release of Python 3.11."""
-        bases = [line.split() for line in lines if line.startswith("FROM ")]
+        bases = [line.split() for line in dockerfile if line.startswith("FROM ")]
         assert [base[1] for base in bases] == ["python:3.11-slim-trixie"] * 2
         assert bases[0][2:] == ["AS", "build"]
         assert not any("build" in base for base in bases[-1])
 
-    def test_serves_without_privilege(self, lines: list[str]) -> None:
+    def test_serves_without_privilege(self, dockerfile: list[str]) -> None:
         """The last stage ends as an account that owns nothing but its data."""
-        last = lines[max(number for number, line in enumerate(lines) if line.startswith("FROM ")) :]
+        last = dockerfile[max(number for number, line in enumerate(dockerfile) if line.startswith("FROM ")) :]
         users = [line.split()[1] for line in last if line.startswith("USER ")]
         assert users == ["snose"]
         assert any(line.startswith("ENTRYPOINT") and "snose" in line for line in last)
 
-    def test_tells_its_health(self, lines: list[str]) -> None:
+    def test_tells_its_health(self, dockerfile: list[str]) -> None:
         """The health check asks the service itself, with what the image has."""
-        checks = [line for line in lines if line.startswith("HEALTHCHECK ")]
+        checks = [line for line in dockerfile if line.startswith("HEALTHCHECK ")]
         assert len(checks) == 1
         assert "/livez" in checks[0]
         assert '"python"' in checks[0]
 
-    def test_copies_only_what_the_context_lets_through(self, lines: list[str]) -> None:
+    def test_copies_only_what_the_context_lets_through(self, dockerfile: list[str]) -> None:
         """The context holds nothing but what is named, and every copy finds its source."""
         rules = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
         assert "*" in rules
         let_through = {rule[1:] for rule in rules if rule.startswith("!")}
         copied = {
             source
-            for line in lines
+            for line in dockerfile
             if line.startswith("COPY ") and "--from" not in line
             for source in line.split()[1:-1]
         }
@@ -257,12 +267,6 @@ class TestDockerfile:
 
 
 class TestCompose:
-    @pytest.fixture(scope="class")
-    def compose(self) -> dict[str, Any]:
-        """The file as Compose reads it."""
-        read: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
-        return read
-
     def test_names_its_parts(self, compose: dict[str, Any]) -> None:
         """The service, its PostgreSQL and the migration between them, with volumes of their own."""
         assert set(compose["services"]) == {"database", "migrate", "service"}
