@@ -31,7 +31,7 @@ class SnoseError(Exception):
         self.extra: Mapping[str, str] = extra
 
 
-# -- values ------------------------------------------------------------------------------------------------------------
+# -- values
 
 
 class Invalid(SnoseError):
@@ -107,7 +107,7 @@ class FaultyImport(Invalid):
         self.faults = faults
 
 
-# -- who ---------------------------------------------------------------------------------------------------------------
+# -- who
 
 
 class NotAuthenticated(SnoseError):
@@ -179,7 +179,7 @@ class Missing(SnoseError):
     advice = "Check the identifiers in the path and the body."
 
 
-# -- the state of things -----------------------------------------------------------------------------------------------
+# -- the state of things
 
 
 class Conflict(SnoseError):
@@ -335,7 +335,7 @@ class WrongMode(Conflict):
     title = "Test and live do not mix"
 
 
-# -- not now -----------------------------------------------------------------------------------------------------------
+# -- not now
 
 
 class Unavailable(SnoseError):

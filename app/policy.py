@@ -88,9 +88,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.READ_CODE_BREAKS,
         Action.READ_TRAIL,
     },
-    Role.MONITOR: _EVERY_STUDY_ROLE
-    | _READS_ALLOCATIONS
-    | {Action.READ_CODE_BREAKS, Action.READ_TRAIL},
+    Role.MONITOR: _EVERY_STUDY_ROLE | _READS_ALLOCATIONS | {Action.READ_CODE_BREAKS, Action.READ_TRAIL},
     Role.INSPECTOR: _EVERY_STUDY_ROLE
     | _READS_ALLOCATIONS
     | {Action.READ_CODE_BREAKS, Action.READ_TRAIL, Action.EXPORT_TRAIL, Action.READ_SERVICE_TRAIL},
@@ -199,8 +197,8 @@ PRIVILEGED: Final = ELEVATED | {
 }
 """What is answered only after its checkpoint stands in the file sink (`custody.md`, "The trail")."""
 
-_ANYWHERE: Final = frozenset({Action.READ_SERVICE_TRAIL})
-"""What a role of any one study includes outside the studies."""
+_ANYWHERE: Final = frozenset({Action.READ_SERVICE_TRAIL, Action.REGISTER_STUDY})
+"""What a role of any one study includes outside the studies; registering looks at its own study inside."""
 
 _DESPITE_EXPIRED_PASSWORD: Final = OWN | {Action.BREAK_CODE, Action.ADD_NARRATIVE}
 """An expired password alerts and does not stand before a code break (rule D1)."""
@@ -253,9 +251,7 @@ def decide(action: Action, principal: Principal | None, study: StudyCode | None,
     everywhere = [grant for grant in giving if grant.site_code is None]
     if everywhere:
         return Decision(everywhere[0].role, None)
-    return Decision(
-        giving[0].role, frozenset(grant.site_code for grant in giving if grant.site_code is not None)
-    )
+    return Decision(giving[0].role, frozenset(grant.site_code for grant in giving if grant.site_code is not None))
 
 
 def _require_fresh_proof(principal: Principal, now: datetime) -> None:

@@ -24,4 +24,4 @@ def canonical_json(value: Mapping[str, Any]) -> bytes:
 
     Raises ``ValueError`` (``rfc8785.CanonicalizationError``) for what JSON cannot hold exactly, such as an integer beyond 2**53.
     """
-    return rfc8785.dumps(value)  # type: ignore[arg-type]  # the library's recursive alias does not accept Mapping
+    return rfc8785.dumps(value)

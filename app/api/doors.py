@@ -1,0 +1,268 @@
+"""How a route is declared, and what every request goes through before and after it.
+
+A route names the `Action` it stands for; without one it cannot be built. Before it: size, media type and JSON are checked, because
+they stand first in rule G2. After it: the headers that say how an answer may be kept, and what the trail looked like.
+"""
+
+import hashlib
+import ipaddress
+import json
+import math
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.routing import APIRoute
+from starlette.responses import Response
+
+from app.api.problems import MalformedRequest
+from app.api.schemas import Problem
+from app.domain.words import Action
+from app.errors import KeyUnavailable, NotAuthenticated
+from app.services import audited
+from app.services.context import SEALED_MESSAGE, Deployment, RequestContext, token_digest_of
+
+MAX_BODY: Final = 1_048_576
+MAX_IMPORT: Final = 16_777_216
+MAX_KEY: Final = 200
+REVEALING: Final = frozenset(
+    {
+        Action.BREAK_CODE,
+        Action.UNBLIND_FOR_SAFETY,
+        Action.RELEASE_PACKING_LIST,
+        Action.RELEASE_FINAL_UNBLINDING,
+        Action.READ_PREPARATION,
+        Action.READ_RESTRICTED,
+        Action.READ_QUALITY_REPORT,
+        Action.READ_SAFETY_UNBLINDINGS,
+        Action.REGISTER_PERSON,
+        Action.RESET_PERSON,
+        Action.REGISTER_CLIENT,
+        Action.SIGN_IN,
+        Action.STEP_UP,
+        Action.ISSUE_TOKEN,
+        Action.CHANGE_PASSWORD,
+    }
+)
+"""Answers that no cache may keep: an arm, a list, a credential (BLD-13)."""
+
+_STATUSES: Final = {
+    400: "The request cannot be read",
+    401: "Sign in, or give a fresh one-time code (RFC 9470 challenge)",
+    403: "The role does not include this; entered in the trail",
+    404: "No such thing here, or not the caller's",
+    409: "The present state does not allow this",
+    413: "The body is too large",
+    415: "The body is of another media type",
+    422: "A field is not valid; each is named",
+    429: "Too many wrong tries; see Retry-After",
+    503: "Not now; nothing was decided, or the outcome is not known",
+}
+PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
+    status: {
+        "description": text,
+        "model": Problem,
+        "content": {"application/problem+json": {"example": {**Problem.example, "status": status}}},
+    }
+    for status, text in _STATUSES.items()
+}
+
+
+class DoorRoute(APIRoute):
+    """A route behind the one door."""
+
+    action: Action
+    media_types: tuple[str, ...] = ("application/json",)
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler with what comes before and after it."""
+        handle = super().get_route_handler()
+
+        async def pass_through(request: Request) -> Response:
+            if self.body_field is not None or request.method == "POST":
+                await _read_body(request, self)
+            response = await handle(request)
+            context: RequestContext | None = getattr(request.state, "context", None)
+            if context is not None:
+                _finish(response, context)
+            return response
+
+        return pass_through
+
+
+class Door:
+    """A router whose every route names its action."""
+
+    def __init__(self, tag: str, prefix: str = "/v1") -> None:
+        """Group the routes of a feature under one word."""
+        self.router: Final = APIRouter(prefix=prefix, tags=[tag], route_class=DoorRoute, responses=PROBLEMS)
+
+    def get(
+        self, path: str, action: Action, **options: Any
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # FastAPI's own options
+        """Declare a reading route."""
+        return self._route("GET", path, action, options)
+
+    def post(
+        self,
+        path: str,
+        action: Action,
+        status_code: int = 200,
+        **options: Any,  # noqa: ANN401
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Declare an acting route."""
+        return self._route("POST", path, action, {"status_code": status_code, **options})
+
+    def delete(
+        self,
+        path: str,
+        action: Action,
+        status_code: int = 204,
+        **options: Any,  # noqa: ANN401
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Declare an ending route."""
+        return self._route("DELETE", path, action, {"status_code": status_code, **options})
+
+    def _route(
+        self, method: str, path: str, action: Action, options: dict[str, Any]
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        media_types = options.pop("media_types", ("application/json",))
+
+        def declare(function: Callable[..., Any]) -> Callable[..., Any]:
+            right = audited.describe(action)
+            extra = {"x-action": action.value, "x-right": right, **options.pop("openapi_extra", {})}
+            self.router.add_api_route(
+                path,
+                function,
+                methods=[method],
+                operation_id=function.__name__,
+                summary=(function.__doc__ or "").split("\n", 1)[0].rstrip("."),
+                description=f"{(function.__doc__ or '').strip()}\n\nRight: {right}.",
+                openapi_extra=extra,
+                **options,
+            )
+            route = self.router.routes[-1]
+            if not isinstance(route, DoorRoute):
+                message = "a door opens door routes only"
+                raise TypeError(message)
+            route.action = action
+            route.media_types = media_types
+            return function
+
+        return declare
+
+
+async def _read_body(request: Request, route: DoorRoute) -> None:
+    """Check size, media type and JSON, and keep the fingerprint; raises `MalformedRequest` (rule G2)."""
+    limit = MAX_IMPORT if route.action is Action.CREATE_CONSIGNMENT else MAX_BODY
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            message = f"The body is larger than {limit} bytes."
+            raise MalformedRequest(message, 413)
+    content = bytes(body)
+    # The body was read here, within its limit; the framework finds it where it would have kept it itself.
+    request._body = content  # noqa: SLF001
+    request.state.fingerprint = hashlib.sha256(content).digest()
+    if not content:
+        return
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if media_type not in route.media_types:
+        message = f"The body must be {' or '.join(route.media_types)}."
+        raise MalformedRequest(message, 415)
+    if media_type == "application/json":
+        _check_json(content)
+
+
+def _check_json(content: bytes) -> None:
+    """Refuse what is no JSON text of RFC 8259; a number too large for any field is left to the field."""
+
+    def refuse(name: str) -> float:
+        message = f"{name} is not JSON."
+        raise MalformedRequest(message, 400)
+
+    def number(text: str) -> float:
+        value = float(text)
+        if math.isinf(value):
+            message = "A number is too large to be read."
+            raise MalformedRequest(message, 400)
+        return value
+
+    def object_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        members = dict(pairs)
+        if len(members) != len(pairs):
+            message = "A name stands twice in one JSON object."
+            raise MalformedRequest(message, 400)
+        return members
+
+    try:
+        json.loads(content.decode(), parse_constant=refuse, parse_float=number, object_pairs_hook=object_once)
+    except (ValueError, RecursionError):
+        message = "The body is not JSON in UTF-8, or is nested too deeply."
+        raise MalformedRequest(message, 400) from None
+
+
+def _finish(response: Response, context: RequestContext) -> None:
+    response.headers["Cache-Control"] = "no-store" if context.action in REVEALING else "private, no-cache"
+    if context.replayed:
+        response.status_code = 200
+        response.headers["Idempotency-Replayed"] = "true"
+    if context.method == "POST" and context.checkpoint is not None:
+        response.headers["Audit-Checkpoint"] = context.checkpoint
+
+
+def deployment_of(request: Request) -> Deployment:
+    """Return the running deployment; raise ``KeyUnavailable`` while the service is sealed (rule F2)."""
+    deployment: Deployment | None = request.app.state.deployment
+    if deployment is None:
+        raise KeyUnavailable(SEALED_MESSAGE)
+    return deployment
+
+
+def context_of(request: Request) -> RequestContext:
+    """Return who asks for what by which request."""
+    deployment = deployment_of(request)
+    route: DoorRoute = request.scope["route"]
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (0 < len(key) <= MAX_KEY and key.isascii() and key.isprintable()):
+        message = f"An Idempotency-Key has 1 to {MAX_KEY} printable ASCII characters."
+        raise MalformedRequest(message, 400)
+    context = RequestContext(
+        deployment,
+        route.action,
+        _token_digest(request),
+        str(request.state.request_id),
+        _network(request),
+        request.method,
+        request.url.path,
+        key,
+        getattr(request.state, "fingerprint", b""),
+    )
+    request.state.context = context
+    return context
+
+
+Context = Annotated[RequestContext, Depends(context_of)]
+
+
+def _token_digest(request: Request) -> bytes | None:
+    header = request.headers.get("authorization")
+    if header is None:
+        return None
+    scheme, _, token = header.partition(" ")
+    if scheme.lower() != "bearer":
+        return None
+    try:
+        return token_digest_of(token.strip())
+    except NotAuthenticated:
+        return None
+
+
+def _network(request: Request) -> str:
+    """Return the caller's network: enough to see where noise comes from, too little to be a person."""
+    try:
+        address = ipaddress.ip_address(request.client.host if request.client is not None else "")
+    except ValueError:
+        return "unknown"
+    return str(ipaddress.ip_network((address, 24 if address.version == 4 else 48), strict=False))  # noqa: PLR2004

@@ -1,0 +1,158 @@
+"""Everything that goes wrong becomes an RFC 9457 problem: stable ``code``, plain words, no internals (rule G1).
+
+One table gives each branch of `app.errors` its status. Nothing that was sent is echoed: a value of the caller's may be a secret,
+a lone surrogate or ``1e400``.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app import errors
+from app.errors import SnoseError
+
+STATUS: Final[tuple[tuple[type[SnoseError], int], ...]] = (
+    (errors.TooManyAttempts, 429),
+    (errors.NotAuthenticated, 401),
+    (errors.StepUpRequired, 401),
+    (errors.Forbidden, 403),
+    (errors.Missing, 404),
+    (errors.Invalid, 422),
+    (errors.Conflict, 409),
+    (errors.Unavailable, 503),
+    (errors.UnsafeSetting, 503),
+)
+"""The first class that fits gives the status; tests show that every error has one."""
+
+CHALLENGE: Final = (
+    'Bearer error="insufficient_user_authentication", '
+    'error_description="a fresh one-time code is needed", acr_values="mfa", max_age="300"'
+)
+"""RFC 9470: what the client must get before it repeats the request (rule D3)."""
+
+MEDIA_TYPE: Final = "application/problem+json"
+TYPE_PREFIX: Final = "urn:snose:problem:"
+
+
+class MalformedRequest(SnoseError):
+    """The request is no HTTP message that the API understands; ``status`` is 400, 413 or 415."""
+
+    code = "malformed_request"
+    title = "The request cannot be read"
+    advice = "Send one JSON object in UTF-8 with Content-Type: application/json."
+
+    def __init__(self, message: str, status: int) -> None:
+        """Name what is wrong and the status of HTTP's own that says it."""
+        super().__init__(message)
+        self.status = status
+
+
+def status_of(error: SnoseError) -> int:
+    """Return the HTTP status of an error."""
+    if isinstance(error, MalformedRequest):
+        return error.status
+    return next(status for kind, status in STATUS if isinstance(error, kind))
+
+
+def problem(
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    request_id: str,
+    extra: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Return the response of one problem."""
+    content = {
+        "type": TYPE_PREFIX + code,
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": request_id,
+        **(extra or {}),
+    }
+    return Response(
+        json.dumps(content, ensure_ascii=True),
+        status,
+        {"Cache-Control": "no-store", **(headers or {})},
+        MEDIA_TYPE,
+    )
+
+
+def of_error(error: SnoseError, request_id: str) -> Response:
+    """Return the problem that an error is to its caller."""
+    status = status_of(error)
+    extra: dict[str, Any] = {"advice": error.advice, **error.extra}
+    headers: dict[str, str] = {}
+    if isinstance(error, errors.FaultyImport):
+        extra["errors"] = [{"field": place, "message": text} for place, text in error.faults]
+    elif isinstance(error, errors.Invalid) and error.field:
+        extra["errors"] = [{"field": error.field, "message": error.message}]
+    if isinstance(error, errors.StepUpRequired):
+        headers["WWW-Authenticate"] = CHALLENGE
+    elif isinstance(error, errors.NotAuthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.TooManyAttempts):
+        headers["Retry-After"] = str(error.retry_after)
+    return problem(status, error.code, error.title, error.message, request_id, extra, headers)
+
+
+def of_validation(error: RequestValidationError, request_id: str) -> Response:
+    """Return the 422 that names the fields, and says of each what it should be, without echoing what it was."""
+    faults = [
+        {"field": field_of(fault["loc"]), "message": str(fault["msg"]).encode("ascii", "replace").decode()}
+        for fault in error.errors()
+    ]
+    return problem(
+        422,
+        errors.Invalid.code,
+        errors.Invalid.title,
+        "One or more fields are not valid; each is named under errors.",
+        request_id,
+        {"advice": errors.Invalid.advice, "errors": faults},
+    )
+
+
+def field_of(location: tuple[int | str, ...]) -> str:
+    """Return where a fault lies, in the words of the request: ``kits.3.arm_code``; names the caller made up are left out."""
+    parts = [str(part) for part in location if part not in {"body", "path", "query", "header"}]
+    return ".".join(
+        part if part.isascii() and part.isprintable() and len(part) <= 60 else "?" for part in parts
+    )  # longer than any field of ours
+
+
+def of_http(error: HTTPException, request_id: str) -> Response:
+    """Return the problem of what the framework itself refuses: no such route, no such method."""
+    names = {404: errors.Missing.code, 405: "method_not_allowed"}
+    code = names.get(error.status_code, MalformedRequest.code)
+    return problem(
+        error.status_code,
+        code,
+        "There is nothing at this address" if error.status_code == 404 else "The request cannot be read",  # noqa: PLR2004
+        "Check the path and the method against the documentation.",
+        request_id,
+        headers=dict(error.headers or {}),
+    )
+
+
+def of_crash(request_id: str) -> Response:
+    """Return what a caller hears of a fault of our own: nothing but that it is ours, and the id to ask about."""
+    return problem(
+        500,
+        "internal_error",
+        "The service has a fault",
+        "The fault was logged under this request_id. Repeat the request unchanged; nothing is done twice.",
+        request_id,
+    )
+
+
+def request_id_of(request: Request) -> str:
+    """Return the id that the outermost layer gave to the request."""
+    return str(request.state.request_id)

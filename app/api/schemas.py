@@ -1,0 +1,125 @@
+"""What travels: strict bodies that refuse unknown keys, and answers made from what the services return.
+
+Blinded and unblinded answers are different types; a blinded type has no field that could hold an arm (rule B1).
+"""
+
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
+
+from fastapi import Path, Query
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from app.domain.codes import normalise_kit_code
+from app.domain.words import subject_key
+from app.errors import Invalid
+
+T = TypeVar("T")
+
+
+def _printable(text: str) -> str:
+    """Refuse control characters: PostgreSQL cannot hold NUL, and a log line must stay one line."""
+    if not text.isprintable():
+        message = "must hold printable characters only"
+        raise ValueError(message)
+    return text
+
+
+def _subject(text: str) -> str:
+    try:
+        subject_key(text)
+    except Invalid as error:
+        raise ValueError(error.message) from None
+    return text
+
+
+def _kit_code(text: str) -> str:
+    try:
+        return normalise_kit_code(text)
+    except Invalid as error:
+        raise ValueError(error.message) from None
+
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)]
+Reason = Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_printable)]
+Code = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,20}$")]
+SiteCodeField = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,10}$")]
+StudyCodeField = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,30}$")]
+SubjectField = Annotated[str, StringConstraints(min_length=1, max_length=80), AfterValidator(_subject)]
+KitCodeField = Annotated[str, StringConstraints(min_length=9, max_length=20), AfterValidator(_kit_code)]
+
+StudyPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,30}$", examples=["NCT03033277"])]
+SitePath = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,10}$", examples=["01"])]
+SubjectPath = Annotated[str, Path(min_length=1, max_length=80, examples=["01-0007"]), AfterValidator(_subject)]
+KitPath = Annotated[str, Path(min_length=9, max_length=20, examples=["K7XQ4M2PX"]), AfterValidator(_kit_code)]
+CodePath = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
+IdPath = Annotated[
+    str,
+    Path(
+        pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
+        examples=["3f0c9b5e-6f0e-4c5e-9a59-3d1c6a4f2b10"],
+    ),
+]
+Limit = Annotated[int, Query(ge=1, le=500, description="how many items at most")]
+Cursor = Annotated[str | None, Query(max_length=400, pattern=r"^[A-Za-z0-9_.-]+$", description="where to go on")]
+
+
+class Body(BaseModel):
+    """A request body: unknown keys and loose types are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Answer(BaseModel):
+    """An answer, made from what a service returns."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+    @classmethod
+    def of(cls, result: object) -> Self:
+        """Return the answer that a service's result is to the caller."""
+        return cls.model_validate(result)
+
+
+class Page(Answer, Generic[T]):
+    """A page of a list; ``next_cursor`` is null on the last."""
+
+    items: list[T]
+    next_cursor: str | None
+
+
+class ReceiptRead(Answer):
+    """Where the act stands in the trail."""
+
+    log_index: int = Field(examples=[1841])
+    leaf_hash: str = Field(examples=["9f2c6f0a1e"])
+
+
+class FieldFault(BaseModel):
+    """One field, and what it should be."""
+
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    advice: str | None = None
+    errors: list[FieldFault] | None = None
+    backup_contact: str | None = None
+    location: str | None = None
+
+    example: ClassVar[dict[str, Any]] = {
+        "type": "urn:snose:problem:stock_insufficient",
+        "title": "The stock at the site is too low",
+        "status": 409,
+        "detail": "The stock at the site is too low",
+        "code": "stock_insufficient",
+        "request_id": "5b0f6a5d0d1e4d7f8a7c2b9e3f4a1c6d",
+        "advice": "No slot was used. Ask for a new consignment and repeat the request when it was received.",
+    }

@@ -1,0 +1,129 @@
+"""`create_app`: the only place where things are put together."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, cast
+
+import anyio.to_thread
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app.api import health, studies
+from app.api.doors import DoorRoute, context_of, deployment_of
+from app.api.edge import Edge
+from app.api.problems import field_of, of_error, of_http, of_validation, request_id_of
+from app.domain.entropy import Entropy
+from app.domain.words import StudyCode
+from app.errors import KeyUnavailable, SnoseError
+from app.sealing.providers import KeyFileProvider
+from app.services import audited
+from app.services.context import Clock, Limits, SystemEntropy, system_clock
+from app.services.keeper import Keeper
+from app.services.startup import Surroundings, unseal
+from app.settings import Settings
+from app.storage.database import Database
+from app.storage.sink import FileSink
+
+DOORS: Final = (studies.door,)
+"""Every feature's routes."""
+
+
+def surroundings(
+    settings: Settings,
+    clock: Clock = system_clock,
+    entropy: Entropy | None = None,
+    list_entropy: Entropy | None = None,
+) -> Surroundings:
+    """Return what the settings say a deployment stands on; tests hand in a clock and seeded entropy."""
+    chance = entropy or SystemEntropy()
+    return Surroundings(
+        database=Database(settings.url(), settings.threads),
+        provider=KeyFileProvider(settings.key_file, chance),
+        sink=FileSink(settings.checkpoint_file),
+        limits=Limits(
+            session_length=settings.session_length(),
+            password_max_age=settings.password_max_age(),
+            backup_contact=settings.backup_contact,
+        ),
+        clock=clock,
+        list_entropy=list_entropy or SystemEntropy(),
+        entropy=chance,
+    )
+
+
+def create_app(settings: Settings, around: Surroundings | None = None) -> FastAPI:
+    """Return the application; without its keys it is sealed and answers health checks only (rule F2).
+
+    Raises ``UnsafeSetting`` for what may not be served, ``RuntimeError`` for a route that no policy entry covers.
+    """
+    around = around or surroundings(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # As many threads as connections: more would only wait (goals, "What the measurements taught").
+        anyio.to_thread.current_default_thread_limiter().total_tokens = settings.threads
+        keeper = Keeper(app.state.deployment) if app.state.deployment is not None else None
+        if keeper is not None:
+            keeper.start()
+        yield
+        if keeper is not None:
+            await run_in_threadpool(keeper.stop)
+        around.database.close()
+
+    app = FastAPI(
+        title="snose",
+        summary="Randomization, blinding and code breaks for clinical trials",
+        version="0.1.0",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    around.database.be_the_only_process()
+    try:
+        app.state.deployment = unseal(around, settings.mode)
+    except KeyUnavailable as error:
+        app.state.deployment = None
+        app.state.sealed_because = error.message
+    app.include_router(health.router)
+    for door in DOORS:
+        app.include_router(door.router)
+    _require_cover(app)
+    app.add_exception_handler(SnoseError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_middleware(Edge, entropy=around.entropy)
+    return app
+
+
+def _require_cover(app: FastAPI) -> None:
+    """Refuse to build an application with a route that the policy does not know."""
+    for route in app.routes:
+        if isinstance(route, DoorRoute) and audited.uncovered(route.action):
+            message = f"{route.path}: no policy entry for {route.action}"
+            raise RuntimeError(message)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return of_error(cast("SnoseError", error), request_id_of(request))
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    return of_http(cast("HTTPException", error), request_id_of(request))
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    """Answer 422 only to those who may hear it: who asks, and the right, come first (rule G2)."""
+    invalid = cast("RequestValidationError", error)
+    try:
+        deployment_of(request)
+        context = getattr(request.state, "context", None) or context_of(request)
+        fields = sorted({field_of(fault["loc"]) for fault in invalid.errors()})
+        study = request.path_params.get("study")
+        await run_in_threadpool(audited.admit_invalid, context, StudyCode(study) if study is not None else None, fields)
+    except SnoseError as refusal:
+        return of_error(refusal, request_id_of(request))
+    return of_validation(invalid, request_id_of(request))

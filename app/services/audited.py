@@ -1,0 +1,607 @@
+"""The one door: policy asked, transaction opened, work run, one entry on every path, committed, made durable, then answered.
+
+What a use case hands in runs inside the transaction, perhaps more than once (40001, 40P01, 55P03, BUSY), so it has no effect
+outside ``act.tx``. When ``audited`` returns, the act is committed; when the act is privileged, its checkpoint is in the sink too.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Final, Protocol, TypeVar, cast
+from uuid import UUID
+
+import msgspec
+
+from app import policy
+from app.domain.encoding import canonical_json, encode
+from app.domain.merkle import Frontier, leaf_hash, restricted_hash
+from app.domain.people import Principal
+from app.domain.sealed import Column, SealContext, Sealed
+from app.domain.words import Action, SiteCode, StudyCode, SubjectKey
+from app.errors import (
+    AuditUnavailable,
+    DatabaseUnavailable,
+    Forbidden,
+    InProgress,
+    IntegrityBroken,
+    Invalid,
+    KeyReused,
+    Missing,
+    NotAuthenticated,
+    OutcomeUnknown,
+    RollbackSuspected,
+    SnoseError,
+    StepUpRequired,
+    TrailForked,
+)
+from app.policy import Decision
+from app.services.checkpoints import LogState, Suspicion
+from app.services.context import Deployment, RequestContext
+from app.storage import answers, people, studies, trail_writer
+from app.storage.answers import StoredAnswer
+from app.storage.database import AlreadyThere, CommitUncertain, Transaction, TryAgain
+from app.storage.studies import StudyHead
+from app.storage.tables import SERVICE_LOG
+from app.storage.trail_writer import LogHead, NewEntry
+
+T = TypeVar("T")
+Part = Mapping[str, Any]
+"""A JSON object of an entry."""
+
+_ATTEMPTS: Final = 8
+_FIRST_PAUSE: Final = 0.004
+_NOT_ENTERED: Final = frozenset({Action.READ_SELF, Action.READ_CHECKPOINT, Action.READ_PROOF})
+"""What rule E1 leaves out: one's own account, checkpoints and proofs."""
+_OPEN_DESPITE_SUSPICION: Final = (
+    policy.OWN
+    | policy.PUBLIC
+    | {
+        Action.BREAK_CODE,
+        Action.DECLARE_RECOVERY,
+        Action.READ_CHECKPOINT,
+        Action.READ_PROOF,
+    }
+)
+"""What goes on after a suspected rollback or fork (`custody.md`, "The trail")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Where the act stands in the trail; a client can ask for the proof."""
+
+    log_index: int
+    leaf_hash: str
+
+
+class Receipted(Protocol):
+    """An answer that carries its receipt, which is known once the entry is appended."""
+
+    receipt: Receipt | None
+
+
+@dataclass(slots=True)
+class Act:
+    """What the work is handed: the transaction, who acts, and where to note what happened."""
+
+    tx: Transaction
+    ctx: RequestContext
+    caller: Principal | None
+    decision: Decision
+    head: StudyHead | None
+    now: datetime
+    outcome: str = "done"
+    target: Part | None = None
+    before: Part | None = None
+    after: Part | None = None
+    restricted: Part | None = None
+    subject_key: SubjectKey | None = None
+    site_code: SiteCode | None = None
+    is_entered: bool = True
+    claims: list[tuple[UUID, bytes, bytes]] = field(default_factory=list)
+    replayed: object | None = None
+
+    @property
+    def principal(self) -> Principal:
+        """Who acts; every action but those of signing in has somebody."""
+        if self.caller is None:
+            raise NotAuthenticated
+        return self.caller
+
+    @property
+    def study(self) -> StudyHead:
+        """The study of the act."""
+        if self.head is None:
+            raise Missing
+        return self.head
+
+    @property
+    def deployment(self) -> Deployment:
+        """The running deployment."""
+        return self.ctx.deployment
+
+    def at_site(self, site_code: SiteCode) -> None:
+        """Ask the same door about a site that is known only inside; raises ``Missing`` when it is not the caller's."""
+        self.decision.role_unless_elsewhere(site_code)
+        self.site_code = site_code
+
+    def note(
+        self,
+        *,
+        target: Part | None = None,
+        before: Part | None = None,
+        after: Part | None = None,
+        restricted: Part | None = None,
+        subject_key: SubjectKey | None = None,
+        site_code: SiteCode | None = None,
+    ) -> None:
+        """Say what the entry will tell; nothing of it may depend on an arm, but the restricted part."""
+        self.target = target if target is not None else self.target
+        self.before = before if before is not None else self.before
+        self.after = after if after is not None else self.after
+        self.restricted = restricted if restricted is not None else self.restricted
+        self.subject_key = subject_key if subject_key is not None else self.subject_key
+        self.site_code = site_code if site_code is not None else self.site_code
+
+    def claim(self, scope: bytes, fingerprint: bytes, answer_type: type[T]) -> T | None:
+        """Claim a natural key, or return the answer that stands under it; raises ``KeyReused`` for other content (rule C4)."""
+        study_id = self.head.study_id if self.head is not None else SERVICE_LOG
+        stored = answers.claim(self.tx, study_id, scope, self.now)
+        if stored is None:
+            self.claims.append((study_id, scope, fingerprint))
+            return None
+        kept = _open_answer(self.deployment, study_id, scope, stored)
+        if kept["fingerprint"] != fingerprint.hex():
+            raise KeyReused
+        answer = msgspec.convert(kept["answer"], type=answer_type)
+        self.replayed = answer
+        self.outcome = "replayed"
+        return answer
+
+
+Work = Callable[[Act], T]
+OnRefusal = Callable[[Transaction, SnoseError], None]
+
+
+def audited(
+    ctx: RequestContext,
+    action: Action,
+    work: Work[T],
+    *,
+    study: StudyCode | None = None,
+    target: Part | None = None,
+    answer_type: type[T] | None = None,
+    on_refusal: OnRefusal | None = None,
+    on_withheld: Callable[[Transaction, T], None] | None = None,
+) -> T:
+    """Return what ``work`` returns, once it is committed and entered; privileged acts also once their checkpoint is kept.
+
+    ``answer_type`` says that an ``Idempotency-Key`` is honoured, and how a stored answer is read back. ``on_refusal`` is run in
+    the transaction of a refusal's entry, ``on_withheld`` in that of a withheld answer's. Raises what policy and work raise,
+    ``InProgress``, ``OutcomeUnknown``, ``AuditUnavailable``.
+    """
+    if ctx.action is not action:
+        message = f"the route says {ctx.action}, the use case {action}"
+        raise RuntimeError(message)
+    door = _Door(ctx, action, study, target, answer_type)
+    try:
+        result, state = door.run(work)
+    except SnoseError as error:
+        door.enter_refusal(error, on_refusal)
+        raise
+    if state is not None:
+        ctx.checkpoint = ctx.deployment.checkpoints.header(state)
+        if action in policy.PRIVILEGED:
+            door.make_durable(state, result, on_withheld)
+    return result
+
+
+def admit_invalid(ctx: RequestContext, study: StudyCode | None, fields: list[str]) -> None:
+    """Raise what stands before 422 in the order of rule G2; return when the caller may hear that the request is invalid.
+
+    The refusal is entered, with the names of the fields and none of their values.
+    """
+    door = _Door(ctx, ctx.action, study, None, None)
+
+    def refuse(_act: Act) -> None:
+        message = "The request is not valid."
+        raise Invalid(message, ", ".join(fields))
+
+    try:
+        door.run(refuse)
+    except Invalid as error:
+        door.enter_refusal(error, None)
+    except SnoseError as error:
+        door.enter_refusal(error, None)
+        raise
+
+
+def uncovered(action: Action) -> bool:
+    """Return whether no entry of the policy table names an action; `create_app` refuses such a route."""
+    return action not in policy.covered_actions()
+
+
+def describe(action: Action) -> str:
+    """Return the right that an action needs, in words for the API's documentation."""
+    if action in policy.PUBLIC:
+        return "nobody: this is how one becomes known"
+    if action in policy.OWN:
+        return "anyone signed in"
+    roles = sorted(role for role, actions in policy.PERMISSIONS.items() if action in actions)
+    proof = " with a fresh one-time code" if action in policy.ELEVATED else ""
+    return ", ".join(roles) + proof
+
+
+def enter_by_service(
+    deployment: Deployment, action: str, *, study: StudyHead | None = None, after: Part | None = None
+) -> LogState:
+    """Enter what the service itself did or saw, under its own name (AUD-17)."""
+    with deployment.database.transaction() as tx:
+        ctx = RequestContext(deployment, Action.READ_SELF, None, deployment.entropy.draw("request id", 16).hex(), "")
+        note = _Note(action, "done", None, None, after=after)
+        return _append(tx, ctx, study, note, deployment.clock())[1]
+
+
+# -- inside ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Note:
+    """Everything an entry tells."""
+
+    action: str
+    outcome: str
+    caller: Principal | None
+    role: str | None
+    target: Part | None = None
+    before: Part | None = None
+    after: Part | None = None
+    restricted: Part | None = None
+    subject_key: SubjectKey | None = None
+    site_code: SiteCode | None = None
+    actor: str | None = None
+
+
+@dataclass(slots=True)
+class _Door:
+    """One pass through the door."""
+
+    ctx: RequestContext
+    action: Action
+    study_code: StudyCode | None
+    target: Part | None
+    answer_type: type[Any] | None
+    act: Act | None = None
+    caller: Principal | None = None
+    head: StudyHead | None = None
+
+    def run(self, work: Work[T]) -> tuple[T, LogState | None]:
+        """Run the work until it is committed, or raise."""
+        keyed = False
+        for attempt in range(_ATTEMPTS):
+            try:
+                result, state = self._attempt(work)
+            except TryAgain:
+                self._pause(attempt)
+                continue
+            except AlreadyThere:
+                # The last line of defence held against a rival; from now on the rival's row is seen.
+                self._pause(attempt)
+                continue
+            except CommitUncertain:
+                keyed = self.act is not None and bool(self.act.claims)
+                if not keyed:
+                    break
+                # The same key on a fresh connection tells the truth: its claim finds the stored answer, or does the act (C6).
+                self._pause(attempt)
+                continue
+            else:
+                return result, state
+        if self.act is not None and self.act.claims and not keyed:
+            raise InProgress
+        raise OutcomeUnknown
+
+    def _pause(self, attempt: int) -> None:
+        jitter = 0.5 + self.ctx.deployment.entropy.draw("jitter", 1)[0] / 255
+        time.sleep(_FIRST_PAUSE * 2**attempt * jitter)
+
+    def _attempt(self, work: Work[T]) -> tuple[T, LogState | None]:
+        ctx = self.ctx
+        self.act = None
+        with ctx.deployment.database.transaction() as tx:
+            now = ctx.now()
+            decision = self._admit(tx, now)
+            act = Act(tx, ctx, self.caller, decision, self.head, now, target=self.target)
+            self.act = act
+            result = self._replay_by_key(act)
+            if result is None:
+                result = work(act)
+            if self.action in policy.SPENDING and not people.spend_proof(tx, act.principal.session_id, now):
+                raise StepUpRequired
+            entered = self._enter(act)
+            if entered is not None:
+                result = _with_receipt(result, entered[0])
+            self._store(act, result)
+        ctx.replayed = act.replayed is not None
+        return result, None if entered is None else entered[1]
+
+    def _admit(self, tx: Transaction, now: datetime) -> Decision:
+        """Load who asks and what about, and ask the policy."""
+        ctx, deployment = self.ctx, self.ctx.deployment
+        self.caller = self.head = None
+        max_age = deployment.limits.password_max_age
+        if ctx.token_digest is not None and self.action not in policy.PUBLIC:
+            self.caller = people.find_principal(tx, ctx.token_digest, now, None if max_age is None else now - max_age)
+        head = studies.find_study(tx, self.study_code) if self.study_code is not None else None
+        if self.study_code is not None and head is None:
+            if self.caller is None:
+                raise NotAuthenticated
+            raise Missing
+        if self.caller is not None and self.study_code is not None and self.caller.holds(self.study_code):
+            # From here on a refusal concerns this study; before, it would tell a stranger's doings to the study (rule E1).
+            self.head = head
+        decision = policy.decide(self.action, self.caller, self.study_code, now)
+        if head is not None and not deployment.ring.holds(head.study_code, head.key_version):
+            for version, wrapped in studies.list_study_keys(tx, head.study_id):
+                deployment.ring.add_study_key(head.study_code, version, wrapped)
+        self._refuse_without_trail(now)
+        return decision
+
+    def _refuse_without_trail(self, now: datetime) -> None:
+        keeper = self.ctx.deployment.checkpoints
+        if self.action not in _OPEN_DESPITE_SUSPICION:
+            if _suspicion(self.ctx.deployment, self.head) is not None:
+                raise RollbackSuspected
+            if self.ctx.method != "GET" and keeper.has_failed_too_long(now):
+                raise AuditUnavailable
+
+    def _replay_by_key(self, act: Act) -> Any:  # noqa: ANN401  # whatever the stored answer is
+        """Return the stored answer of the request's ``Idempotency-Key``; None when there is none (rule C4)."""
+        ctx = self.ctx
+        if ctx.idempotency_key is None or self.answer_type is None:
+            return None
+        scope = hashlib.sha256(encode("key", act.principal.name, ctx.method, ctx.path, ctx.idempotency_key)).digest()
+        return act.claim(scope, ctx.fingerprint, self.answer_type)
+
+    def _enter(self, act: Act) -> tuple[Receipt, LogState] | None:
+        if not act.is_entered or self.action in _NOT_ENTERED:
+            return None
+        note = _Note(
+            self.action,
+            act.outcome,
+            act.caller,
+            act.decision.role,
+            act.target,
+            act.before,
+            act.after,
+            act.restricted,
+            act.subject_key,
+            act.site_code,
+        )
+        return _append(act.tx, self.ctx, act.head, note, act.now)
+
+    def _store(self, act: Act, result: object) -> None:
+        for study_id, scope, fingerprint in act.claims:
+            answers.store(
+                act.tx,
+                study_id,
+                scope,
+                _seal_answer(self.ctx.deployment, study_id, scope, fingerprint, result),
+            )
+
+    def enter_refusal(self, error: SnoseError, on_refusal: OnRefusal | None) -> None:
+        """Enter a refusal in a transaction of its own: raising would have rolled it back with the rest (AUD-13)."""
+        ctx = self.ctx
+        if isinstance(error, NotAuthenticated) and self.caller is None and on_refusal is None:
+            ctx.deployment.noise.count(ctx.network)
+            return
+        act = self.act
+        note = _Note(
+            self.action,
+            _outcome_of(error),
+            self.caller,
+            self._role_in_refusal(),
+            act.target if act is not None else self.target,
+            after={"code": error.code, **({"fields": error.field} if isinstance(error, Invalid) else {})},
+            subject_key=act.subject_key if act is not None else None,
+            site_code=act.site_code if act is not None else None,
+            actor=None if self.caller is not None else "unknown",
+        )
+        try:
+            for attempt in range(_ATTEMPTS):
+                try:
+                    with ctx.deployment.database.transaction() as tx:
+                        if on_refusal is not None:
+                            on_refusal(tx, error)
+                        _append(tx, ctx, self.head, note, ctx.now())
+                except (TryAgain, AlreadyThere):
+                    self._pause(attempt)
+                else:
+                    return
+        except (DatabaseUnavailable, CommitUncertain, IntegrityBroken):
+            # The refusal stands all the same; what cannot be entered is in the service's own output (`app.api.logs`).
+            return
+
+    def _role_in_refusal(self) -> str | None:
+        if self.act is not None:
+            return self.act.decision.role
+        if self.caller is None or self.study_code is None:
+            return None
+        roles = sorted(self.caller.holds(self.study_code))
+        return roles[0] if roles else None
+
+    def make_durable(self, state: LogState, result: T, on_withheld: Callable[[Transaction, T], None] | None) -> None:
+        """Write the checkpoint; when the sink fails, enter that the answer was withheld and raise ``AuditUnavailable``."""
+        ctx = self.ctx
+        try:
+            ctx.deployment.checkpoints.publish(state, ctx.now())
+        except AuditUnavailable:
+            if on_withheld is not None:
+                self._enter_withheld(result, on_withheld)
+            raise
+
+    def _enter_withheld(self, result: T, on_withheld: Callable[[Transaction, T], None]) -> None:
+        act = cast("Act", self.act)
+        note = _Note(
+            self.action,
+            "withheld",
+            act.caller,
+            act.decision.role,
+            act.target,
+            after=act.after,
+            subject_key=act.subject_key,
+            site_code=act.site_code,
+        )
+        try:
+            with self.ctx.deployment.database.transaction() as tx:
+                on_withheld(tx, result)
+                _append(tx, self.ctx, act.head, note, self.ctx.now())
+        except (TryAgain, AlreadyThere, DatabaseUnavailable, CommitUncertain):
+            return
+
+
+def _outcome_of(error: SnoseError) -> str:
+    if isinstance(error, NotAuthenticated | StepUpRequired | Forbidden):
+        return "denied"
+    if isinstance(error, Missing):
+        return "denied"
+    return "integrity" if isinstance(error, IntegrityBroken) else "refused"
+
+
+def _with_receipt(result: T, receipt: Receipt) -> T:
+    if getattr(result, "receipt", ...) is None:
+        return cast("T", replace(cast("Any", result), receipt=receipt))
+    return result
+
+
+def _suspicion(deployment: Deployment, head: StudyHead | None) -> Suspicion | None:
+    """Return why a log must not simply go on, whichever of its segments the suspicion names."""
+    suspicions = deployment.checkpoints.suspicions
+    if not suspicions:
+        return None
+    name = deployment.origin(head.study_code if head is not None else None)
+    return next((found for origin, found in suspicions.items() if origin.split("~")[0] == name), None)
+
+
+def _mac(deployment: Deployment, origin: str, frontier: Frontier, last_at: datetime) -> bytes:
+    return deployment.ring.mac("log-head", encode(origin, frontier.to_bytes(), last_at.isoformat()))
+
+
+def _locked_head(
+    tx: Transaction, deployment: Deployment, study: StudyHead | None, now: datetime, action: str
+) -> LogHead:
+    """Return the end of the log to append to: the known one, or a new segment when that one cannot be trusted."""
+    study_id = study.study_id if study is not None else SERVICE_LOG
+    name = deployment.origin(study.study_code if study is not None else None)
+    head = trail_writer.lock_head(tx, study_id)
+    if head is None:
+        return _opened(tx, deployment, study_id, 1, name, now)
+    trusted = True
+    try:
+        deployment.ring.check_mac(
+            "log-head", encode(head.origin, head.frontier.to_bytes(), head.last_at.isoformat()), head.mac
+        )
+    except IntegrityBroken:
+        trusted = False
+    suspicion = _suspicion(deployment, study)
+    if trusted and (suspicion is None or _is_beyond(head, suspicion)):
+        return head
+    if not trusted and action not in _OPEN_DESPITE_SUSPICION:
+        raise TrailForked
+    return _opened(tx, deployment, study_id, head.segment + 1, f"{name}~{head.segment + 1}", now)
+
+
+def _is_beyond(head: LogHead, suspicion: Suspicion) -> bool:
+    """Whether the growing segment is one that was opened because of the suspicion."""
+    return _segment_number(head.origin) > _segment_number(suspicion.origin)
+
+
+def _segment_number(origin: str) -> int:
+    return int(origin.split("~")[1]) if "~" in origin else 1
+
+
+def _opened(
+    tx: Transaction, deployment: Deployment, study_id: UUID, segment: int, origin: str, now: datetime
+) -> LogHead:
+    frontier = Frontier()
+    head = LogHead(study_id, segment, origin, frontier, now, _mac(deployment, origin, frontier, now))
+    trail_writer.open_log(tx, head)
+    return head
+
+
+def _append(
+    tx: Transaction, ctx: RequestContext, study: StudyHead | None, note: _Note, now: datetime
+) -> tuple[Receipt, LogState]:
+    """Append one entry to the study's log, or to the service's own; the head is locked last (`custody.md`)."""
+    deployment = ctx.deployment
+    head = _locked_head(tx, deployment, study, now, note.action)
+    at = max(now, head.last_at)
+    index = head.frontier.size
+    after = note.after
+    if index == 0 and head.segment > 1:
+        after = {**(after or {}), "suspected_fork_of_segment": head.segment - 1}
+    sealed: tuple[Sealed, int] | None = None
+    restricted_name: str | None = None
+    study_code = study.study_code if study is not None else None
+    if note.restricted is not None:
+        salt = deployment.entropy.draw("salt", 32)
+        part = canonical_json(note.restricted)
+        restricted_name = restricted_hash(salt, part).hex()
+        context = SealContext(Column.RESTRICTED, study_code, (head.segment, index))
+        sealed = (deployment.ring.seal(context, salt + part), deployment.ring.newest_version(study_code))
+    caller = note.caller
+    actor = note.actor or (caller.name if caller is not None else "snose")
+    body = canonical_json(
+        {
+            "v": 1,
+            "log": head.origin,
+            "index": index,
+            "at": at.isoformat(timespec="microseconds"),
+            "actor": actor,
+            "role": note.role,
+            "organisation": None,
+            "client": caller.name if caller is not None and caller.is_machine else None,
+            "action": note.action,
+            "outcome": note.outcome,
+            "target": note.target,
+            "before": note.before,
+            "after": after,
+            "request_id": ctx.request_id,
+            "restricted": restricted_name,
+        }
+    )
+    leaf = leaf_hash(body)
+    frontier, nodes = head.frontier.append(leaf)
+    moved = LogHead(head.study_id, head.segment, head.origin, frontier, at, _mac(deployment, head.origin, frontier, at))
+    entry = NewEntry(index, at, note.action, actor, note.subject_key, note.site_code, body, leaf)
+    trail_writer.append(tx, moved, entry, nodes, sealed)
+    return Receipt(index, leaf.hex()), LogState(head.origin, frontier)
+
+
+def _answer_context(column: Column, study_id: UUID, scope: bytes) -> SealContext:
+    return SealContext(column, None, (str(study_id), scope.hex()))
+
+
+def _seal_answer(
+    deployment: Deployment, study_id: UUID, scope: bytes, fingerprint: bytes, result: object
+) -> StoredAnswer:
+    """Seal an answer with the fingerprint of its request inside; small ones apart from large ones, one length each (rule B3)."""
+    plaintext = msgspec.json.encode({"fingerprint": fingerprint.hex(), "answer": result})
+    if len(plaintext) <= Column.ANSWER_SMALL.capacity:
+        return StoredAnswer(
+            deployment.ring.seal(_answer_context(Column.ANSWER_SMALL, study_id, scope), plaintext), None
+        )
+    return StoredAnswer(None, deployment.ring.seal(_answer_context(Column.ANSWER_LARGE, study_id, scope), plaintext))
+
+
+def _open_answer(deployment: Deployment, study_id: UUID, scope: bytes, stored: StoredAnswer) -> Mapping[str, Any]:
+    if stored.small is not None:
+        opened = deployment.ring.open(_answer_context(Column.ANSWER_SMALL, study_id, scope), stored.small)
+    elif stored.large is not None:
+        opened = deployment.ring.open(_answer_context(Column.ANSWER_LARGE, study_id, scope), stored.large)
+    else:
+        # A claim is committed only together with its answer.
+        raise IntegrityBroken
+    return cast("Mapping[str, Any]", json.loads(opened))

@@ -1,0 +1,106 @@
+"""What every use case is handed: the running deployment, and who asks by which request."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from app.domain.entropy import Entropy
+from app.domain.words import Action, Mode, StudyCode
+from app.identity.passwords import Passwords
+from app.identity.tokens import token_digest
+from app.sealing.ring import KeyRing
+from app.sealing.signing import SigningKeys
+from app.services.checkpoints import CheckpointKeeper
+from app.services.commitments import CommitmentKeeper
+from app.services.noise import NoiseMeter
+from app.storage.database import Database
+
+Clock = Callable[[], datetime]
+"""Gives the present time, aware and in UTC."""
+
+
+class SystemEntropy:
+    """The operating system's generator, the only source of chance in production (rule A4)."""
+
+    def draw(self, purpose: str, size: int) -> bytes:  # noqa: ARG002  # the purpose is for test doubles
+        """Return ``size`` fresh bytes."""
+        return os.urandom(size)
+
+
+def system_clock() -> datetime:
+    """Return the present time of the host."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The settings that a use case needs to know."""
+
+    session_length: timedelta = timedelta(hours=8)
+    machine_token_length: timedelta = timedelta(minutes=30)
+    password_max_age: timedelta | None = None
+    backup_contact: str = ""
+    """What is answered when even the database is down (rule D4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A running, unsealed deployment."""
+
+    deployment_id: UUID
+    mode: Mode
+    database: Database
+    ring: KeyRing
+    signing: SigningKeys
+    passwords: Passwords
+    clock: Clock
+    list_entropy: Entropy
+    """Where the seeds of allocation lists come from, and nothing else (rule A4)."""
+    entropy: Entropy
+    checkpoints: CheckpointKeeper
+    commitments: CommitmentKeeper
+    noise: NoiseMeter
+    limits: Limits
+
+    def new_id(self) -> UUID:
+        """Return a random row id (UUIDv4): it tells neither order nor time (rule B3)."""
+        return UUID(bytes=self.entropy.draw("row id", 16), version=4)
+
+    def origin(self, study_code: StudyCode | None) -> str:
+        """Return the name of a log, as its checkpoints carry it."""
+        return f"snose/{self.deployment_id}/{study_code or 'service'}"
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """One request: who says to be asking, for what, and what goes back beside the answer."""
+
+    deployment: Deployment
+    action: Action
+    token_digest: bytes | None
+    request_id: str
+    network: str
+    """The caller's address, shortened to its network."""
+    method: str = "GET"
+    path: str = ""
+    idempotency_key: str | None = None
+    fingerprint: bytes = b""
+    """SHA-256 of the request body."""
+    replayed: bool = field(default=False, init=False)
+    checkpoint: str | None = field(default=None, init=False)
+    """``<size> <root> <signature>`` of the log after this act, for the header ``Audit-Checkpoint``."""
+
+    def now(self) -> datetime:
+        """Return the present time, aware and in UTC."""
+        return self.deployment.clock()
+
+
+def token_digest_of(token: str) -> bytes:
+    """Return the digest under which a bearer token is known; raise ``NotAuthenticated`` for what was never one of ours."""
+    return token_digest(token)
+
+
+SEALED_MESSAGE: Final = "The service has no access to its keys and answers health checks only."

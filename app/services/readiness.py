@@ -1,0 +1,17 @@
+"""Whether the service can do its work now."""
+
+from app.errors import SnoseError
+from app.services.context import Deployment
+from app.storage import migrate
+from app.storage.database import TryAgain
+
+
+def is_ready(deployment: Deployment | None) -> bool:
+    """Return whether keys, database, schema and sink are all there."""
+    if deployment is None or deployment.checkpoints.is_failing or deployment.checkpoints.suspicions:
+        return False
+    try:
+        with deployment.database.transaction() as tx:
+            return migrate.current(tx) == migrate.head()
+    except (SnoseError, TryAgain):
+        return False

@@ -1,0 +1,103 @@
+"""From a database and a key provider to a running deployment; and the making of a new one."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.domain.entropy import Entropy
+from app.domain.words import Mode
+from app.errors import AlreadyExists, UnsafeSetting
+from app.identity.passwords import Passwords
+from app.sealing.providers import KeyProvider
+from app.sealing.ring import KeyRing
+from app.sealing.signing import SigningKeys
+from app.services.checkpoints import CheckpointKeeper
+from app.services.commitments import CommitmentKeeper
+from app.services.context import Clock, Deployment, Limits, SystemEntropy, system_clock
+from app.services.noise import NoiseMeter
+from app.storage import keys, migrate, studies
+from app.storage.database import Database
+from app.storage.keys import DeploymentRecord, SigningKeyRecord
+from app.storage.sink import FileSink
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a deployment stands on; tests hand in a frozen clock and seeded entropy."""
+
+    database: Database
+    provider: KeyProvider
+    sink: FileSink
+    limits: Limits
+    clock: Clock = system_clock
+    list_entropy: Entropy = SystemEntropy()
+    entropy: Entropy = SystemEntropy()
+
+
+def create_deployment(around: Surroundings, mode: Mode) -> DeploymentRecord:
+    """Make the identity and the keys of a new deployment; raise ``AlreadyExists`` when the database has one."""
+    deployment_id = UUID(bytes=around.entropy.draw("deployment id", 16), version=4)
+    with around.database.transaction() as tx:
+        if keys.find_deployment(tx) is not None:
+            message = "This database belongs to a deployment already."
+            raise AlreadyExists(message)
+        secret = around.entropy.draw("deployment secret", 32)
+        wrapped = KeyRing.create_secret(around.provider, str(deployment_id), mode, secret)
+        record = DeploymentRecord(deployment_id, mode, wrapped)
+        now = around.clock()
+        keys.add_deployment(tx, record, now)
+        ring = KeyRing(around.provider, str(deployment_id), mode, wrapped, around.entropy)
+        signing = SigningKeys(ring, key_name(record))
+        public_key, wrapped_key = signing.new_signing_key(1, around.entropy.draw("signing key", 32))
+        keys.add_signing_key(tx, SigningKeyRecord(1, public_key, wrapped_key, None), now)
+    return record
+
+
+def key_name(record: DeploymentRecord) -> str:
+    """Return the name under which the deployment signs."""
+    return f"snose/{record.deployment_id}"
+
+
+def unseal(around: Surroundings, mode: Mode) -> Deployment:
+    """Return the running deployment.
+
+    Raises ``KeyUnavailable`` when the provider does not open the deployment's secret, ``UnsafeSetting`` for a database without
+    deployment, of another mode, or with a schema that is not of this release.
+    """
+    with around.database.transaction() as tx:
+        if migrate.current(tx) != migrate.head():
+            message = "The schema of the database is not of this release. Run: snose migrate"
+            raise UnsafeSetting(message)
+        record = keys.find_deployment(tx)
+        if record is None:
+            message = "The database has no deployment yet. Run: snose init"
+            raise UnsafeSetting(message)
+        if record.mode is not mode:
+            message = f"The database is of a {record.mode} deployment and the setting says {mode}."
+            raise UnsafeSetting(message)
+        signing_keys = keys.list_signing_keys(tx)
+        study_keys = [
+            (study.study_code, version, wrapped)
+            for study in studies.list_studies(tx)
+            for version, wrapped in studies.list_study_keys(tx, study.study_id)
+        ]
+    ring = KeyRing(around.provider, str(record.deployment_id), mode, record.wrapped_secret, around.entropy, study_keys)
+    signing = SigningKeys(ring, key_name(record))
+    for key in signing_keys:
+        signing.add_signing_key(key.version, key.wrapped)
+    checkpoints = CheckpointKeeper(signing, around.sink)
+    checkpoints.compare(around.database)
+    return Deployment(
+        deployment_id=record.deployment_id,
+        mode=mode,
+        database=around.database,
+        ring=ring,
+        signing=signing,
+        passwords=Passwords(mode, around.entropy),
+        clock=around.clock,
+        list_entropy=around.list_entropy,
+        entropy=around.entropy,
+        checkpoints=checkpoints,
+        commitments=CommitmentKeeper(record.deployment_id, ring, signing),
+        noise=NoiseMeter(),
+        limits=around.limits,
+    )

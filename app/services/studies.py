@@ -1,0 +1,192 @@
+"""Register a study, add and activate its sites, open, suspend and close it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from app.domain.studies import StudyDefinition, check_definition
+from app.domain.words import (
+    Action,
+    Arm,
+    ConsignmentStatus,
+    Factor,
+    Mode,
+    Role,
+    ScheduleStatus,
+    SiteCode,
+    StudyCode,
+    StudyStatus,
+)
+from app.errors import Forbidden, IllegalTransition, Invalid, SiteNotReady
+from app.services.audited import Act, audited
+from app.services.context import RequestContext
+from app.storage import kits, people, schedules, studies
+from app.storage.studies import Definition, Site, StudyHead
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredStudy:
+    """A study as its people see it."""
+
+    study_code: StudyCode
+    title: str
+    blinding: str
+    mode: Mode
+    status: StudyStatus
+    planned_subjects: int
+    stock_floor: int
+    arms: tuple[Arm, ...]
+    factors: tuple[Factor, ...]
+    stratify_by_site: bool
+    backup_contact: str
+    registered_at: datetime
+
+
+def _registered(mode: Mode, head: StudyHead, definition: Definition) -> RegisteredStudy:
+    return RegisteredStudy(
+        head.study_code,
+        definition.title,
+        definition.blinding,
+        mode,
+        head.status,
+        definition.planned_subjects,
+        head.stock_floor,
+        definition.arms,
+        definition.factors,
+        head.stratify_by_site,
+        head.backup_contact,
+        definition.registered_at,
+    )
+
+
+def register_study(ctx: RequestContext, wanted: StudyDefinition) -> RegisteredStudy:
+    """Return the new study, in draft, with a key of its own.
+
+    The grants that stand already are entered with it: its log begins here (`custody.md`, "The trail").
+    """
+
+    def work(act: Act) -> RegisteredStudy:
+        if Role.STUDY_ADMIN not in act.principal.holds(wanted.study_code):
+            raise Forbidden
+        check_definition(wanted)
+        deployment = act.deployment
+        head = StudyHead(
+            deployment.new_id(),
+            wanted.study_code,
+            StudyStatus.DRAFT,
+            1,
+            wanted.backup_contact,
+            wanted.stock_floor,
+            wanted.stratify_by_site,
+            is_frozen=False,
+        )
+        wrapped = deployment.ring.new_study_key(wanted.study_code, 1, deployment.entropy.draw("study key", 32))
+        definition = Definition(
+            wanted.title, wanted.blinding, wanted.planned_subjects, act.now, wanted.arms, wanted.factors
+        )
+        studies.add_study(act.tx, head, definition, wrapped)
+        deployment.ring.add_study_key(wanted.study_code, 1, wrapped)
+        act.head = head
+        standing = people.list_holders(act.tx, wanted.study_code)
+        act.note(
+            target={"study_code": wanted.study_code},
+            after={
+                "mode": deployment.mode,
+                "status": head.status,
+                "planned_subjects": wanted.planned_subjects,
+                "stock_floor": wanted.stock_floor,
+                "standing_grants": [
+                    {"name": holder.name, "role": holder.role, "site_code": holder.site_code} for holder in standing
+                ],
+            },
+        )
+        return _registered(deployment.mode, head, definition)
+
+    return audited(ctx, Action.REGISTER_STUDY, work, answer_type=RegisteredStudy)
+
+
+def read_study(ctx: RequestContext, study: StudyCode) -> RegisteredStudy:
+    """Return the study's definition and status."""
+
+    def work(act: Act) -> RegisteredStudy:
+        return _registered(act.deployment.mode, act.study, studies.get_definition(act.tx, act.study.study_id))
+
+    return audited(ctx, Action.READ_STUDY, work, study=study)
+
+
+def add_site(ctx: RequestContext, study: StudyCode, site_code: SiteCode, name: str, timezone: str) -> Site:
+    """Return the new site, not active yet; raise ``AlreadyExists``, or ``Invalid`` for an unknown time zone."""
+
+    def work(act: Act) -> Site:
+        try:
+            ZoneInfo(timezone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            message = "The time zone must be a name of the IANA database, such as Asia/Shanghai."
+            raise Invalid(message, "timezone") from None
+        site = Site(site_code, name, timezone, is_active=False, added_at=act.now)
+        studies.add_site(act.tx, act.study.study_id, site)
+        act.note(target={"site_code": site_code}, after={"name": name, "timezone": timezone}, site_code=site_code)
+        return site
+
+    return audited(ctx, Action.ADD_SITE, work, study=study, answer_type=Site)
+
+
+def list_sites(ctx: RequestContext, study: StudyCode) -> Sequence[Site]:
+    """Return the sites of the study."""
+    return audited(ctx, Action.LIST_SITES, lambda act: studies.list_sites(act.tx, act.study.study_id), study=study)
+
+
+def activate_site(ctx: RequestContext, study: StudyCode, site_code: SiteCode) -> Site:
+    """Return the active site; raise ``SiteNotReady`` with everything that is missing (EUB-16)."""
+
+    def work(act: Act) -> Site:
+        study_id = act.study.study_id
+        act.note(target={"site_code": site_code}, site_code=site_code)
+        site = studies.get_site(act.tx, study_id, site_code)
+        missing = []
+        if people.count_able_to_break(act.tx, study, site_code) < 2:  # noqa: PLR2004  # EUB-16: two people
+            missing.append("two investigators there with a password and a second factor of their own")
+        if not schedules.has_status(act.tx, study_id, ScheduleStatus.ACTIVE):
+            missing.append("an active allocation list")
+        if not kits.has_consignment(act.tx, study_id, site_code, ConsignmentStatus.ASSIGNABLE):
+            missing.append("a consignment with kits of every arm, received in full")
+        if not act.study.backup_contact:
+            missing.append("a back-up contact for code breaks")
+        if missing:
+            raise SiteNotReady("Missing: " + "; ".join(missing) + ".")
+        if site.is_active:
+            message = "The site is active already."
+            raise IllegalTransition(message)
+        studies.record_site_activation(act.tx, study_id, site_code)
+        act.note(before={"is_active": False}, after={"is_active": True})
+        return Site(site.site_code, site.name, site.timezone, is_active=True, added_at=site.added_at)
+
+    return audited(ctx, Action.ACTIVATE_SITE, work, study=study, answer_type=Site)
+
+
+_STEPS = {
+    (StudyStatus.DRAFT, StudyStatus.OPEN),
+    (StudyStatus.OPEN, StudyStatus.SUSPENDED),
+    (StudyStatus.SUSPENDED, StudyStatus.OPEN),
+    (StudyStatus.OPEN, StudyStatus.CLOSED),
+    (StudyStatus.SUSPENDED, StudyStatus.CLOSED),
+}
+
+
+def set_study_status(ctx: RequestContext, study: StudyCode, status: StudyStatus, reason: str) -> RegisteredStudy:
+    """Return the study in its new status; raise ``IllegalTransition``. Closed is for ever, and code breaks go on."""
+
+    def work(act: Act) -> RegisteredStudy:
+        study_id = act.study.study_id
+        present = studies.lock_study(act.tx, study_id)
+        act.note(target={"study_code": study}, before={"status": present}, after={"status": status})
+        if (present, status) not in _STEPS:
+            message = f"A study that is {present} cannot become {status}."
+            raise IllegalTransition(message)
+        studies.record_status(act.tx, study_id, status)
+        act.note(restricted={"reason": reason})
+        head = studies.find_study(act.tx, study)
+        return _registered(act.deployment.mode, head or act.study, studies.get_definition(act.tx, study_id))
+
+    return audited(ctx, Action.SET_STUDY_STATUS, work, study=study, answer_type=RegisteredStudy)

@@ -1,0 +1,59 @@
+"""The environment, read once. Every setting has the prefix ``SNOSE_``; secrets come from files."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.domain.words import Mode
+
+
+class Settings(BaseSettings):
+    """What an operator decides; each is honoured, and none can stand before an emergency code break (EUB-02)."""
+
+    model_config = SettingsConfigDict(env_prefix="SNOSE_", extra="forbid", frozen=True)
+
+    mode: Annotated[Mode, Field(description="`test` or `live`; bound into keys and identifiers")] = Mode.LIVE
+    database_url: Annotated[
+        str, Field(description="SQLAlchemy URL of the application's role; SQLite file or PostgreSQL")
+    ] = "sqlite:///snose.db"
+    database_url_file: Annotated[
+        Path | None, Field(description="file that holds the database URL, instead of `database_url`")
+    ] = None
+    migration_url: Annotated[
+        str | None, Field(description="URL of the owner's role, for `snose migrate`; default: `database_url`")
+    ] = None
+    key_file: Annotated[Path, Field(description="file (0600) with the key that wraps the deployment secret")] = Path(
+        "snose.key"
+    )
+    checkpoint_file: Annotated[
+        Path, Field(description="file sink of signed checkpoints; keep it on another disk than the database")
+    ] = Path("snose-checkpoints.jsonl")
+    backup_contact: Annotated[
+        str, Field(description="answered with every 503 of a code break, also when the database is down")
+    ] = ""
+    password_max_age_days: Annotated[
+        int | None, Field(ge=1, description="days after which a password must be changed; none by default")
+    ] = None
+    session_hours: Annotated[int, Field(ge=1, le=24, description="how long a person's session lasts")] = 8
+    host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="port to listen on")] = 8000
+    workers: Annotated[int, Field(ge=1, le=64, description="worker processes; SQLite takes one only")] = 1
+    threads: Annotated[int, Field(ge=1, le=64, description="threads of a worker, and connections of its pool")] = 8
+    metrics_port: Annotated[
+        int | None, Field(ge=0, le=65535, description="port of the Prometheus metrics; none: no metrics")
+    ] = None
+
+    def url(self) -> str:
+        """Return the database URL, from its file when one is named."""
+        return self.database_url_file.read_text().strip() if self.database_url_file else self.database_url
+
+    def session_length(self) -> timedelta:
+        """Return how long a person's session lasts."""
+        return timedelta(hours=self.session_hours)
+
+    def password_max_age(self) -> timedelta | None:
+        """Return the age at which a password has expired."""
+        return timedelta(days=self.password_max_age_days) if self.password_max_age_days else None

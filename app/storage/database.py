@@ -1,0 +1,236 @@
+"""The one way to a transaction, on SQLite and on PostgreSQL, with the database's answers in our own words.
+
+SQLite: the driver's own transaction handling hands one kit to two workers (it begins at the first write, not at the first read),
+so it is switched off and every transaction begins with ``BEGIN IMMEDIATE``; one transaction at a time in the process, by a lock.
+PostgreSQL: READ COMMITTED and row locks in the order of `custody.md`; unique constraints are the last line.
+"""
+
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Final
+
+import psycopg
+from sqlalchemy import Connection, CursorResult, Engine, Executable, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from app.errors import DatabaseUnavailable, UnsafeSetting
+
+_LOCK_TIMEOUT_MS: Final = 5_000
+_TRY_AGAIN_STATES: Final = frozenset({"40001", "40P01", "55P03"})
+_NOT_REPLICATED: Final = "01000"
+
+
+class TryAgain(Exception):  # an instruction to the one door, not an error that a caller sees
+    """The transaction was rolled back and may be run again: serialization failure, deadlock, lock wait, busy."""
+
+
+class CommitUncertain(Exception):  # likewise
+    """COMMIT neither surely happened nor surely failed, or was not replicated (rule C6)."""
+
+
+class AlreadyThere(Exception):  # likewise
+    """A unique constraint, the last line of defence, refused the row."""
+
+
+class Transaction:
+    """An open transaction; what it writes is nothing until the block it belongs to ends."""
+
+    def __init__(self, connection: Connection) -> None:
+        """Wrap an open connection that has begun."""
+        self.connection: Final = connection
+        self.is_postgresql: Final = connection.dialect.name == "postgresql"
+
+    def execute(
+        self, statement: Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    ) -> CursorResult[Any]:
+        """Return the result of one statement; raise ``TryAgain``, ``AlreadyThere`` or ``DatabaseUnavailable``."""
+        try:
+            return self.connection.execute(statement, parameters)
+        except IntegrityError as error:
+            raise AlreadyThere(_constraint_of(error)) from None
+        except DBAPIError as error:
+            raise _in_our_words(error) from None
+
+    @property
+    def driver_connection(self) -> Any:  # noqa: ANN401  # psycopg's or sqlite3's own, for COPY and bulk inserts
+        """The driver's own connection, inside this transaction."""
+        return self.connection.connection.driver_connection
+
+
+def _constraint_of(error: IntegrityError) -> str:
+    """Return the name of the constraint, without the row: its values do not belong into a message."""
+    diagnostic = getattr(error.orig, "diag", None)
+    return str(diagnostic.constraint_name) if diagnostic is not None else "unique"
+
+
+def _in_our_words(error: DBAPIError) -> Exception:
+    """Return what a driver's error means to a transaction; its text may hold parameters and is dropped."""
+    original = error.orig
+    state = getattr(original, "sqlstate", None)
+    if state in _TRY_AGAIN_STATES:
+        return TryAgain(state)
+    if isinstance(original, sqlite3.OperationalError) and original.sqlite_errorcode & 0xFF in (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+    ):
+        return TryAgain("busy")
+    if isinstance(error, OperationalError | InterfaceError) or state is not None:
+        return DatabaseUnavailable()
+    return DatabaseUnavailable()
+
+
+class Database:
+    """The records of one deployment, by SQLAlchemy URL."""
+
+    def __init__(self, url: str, pool_size: int = 8) -> None:
+        """Open lazily; nothing is sent before the first transaction.
+
+        Raises ``UnsafeSetting`` for an engine that is neither SQLite nor PostgreSQL.
+        """
+        self._url = make_url(url)
+        backend = self._url.get_backend_name()
+        if backend not in {"sqlite", "postgresql"}:
+            message = "The database must be SQLite or PostgreSQL."
+            raise UnsafeSetting(message)
+        self.is_postgresql: Final = backend == "postgresql"
+        self._one_at_a_time = threading.Lock()
+        self._process_lock: IO[str] | None = None
+        self.engine: Final = self._postgresql(pool_size) if self.is_postgresql else self._sqlite()
+
+    def _postgresql(self, pool_size: int) -> Engine:
+        engine = create_engine(
+            self._url,
+            isolation_level="READ COMMITTED",
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=10,
+            pool_use_lifo=True,
+            connect_args={"connect_timeout": 5, "options": f"-c lock_timeout={_LOCK_TIMEOUT_MS}"},
+        )
+
+        @event.listens_for(engine, "connect")
+        def hear_notices(connection: psycopg.Connection, record: Any) -> None:  # noqa: ANN401  # SQLAlchemy's signature
+            notices: list[str] = []
+            record.info["notices"] = notices
+            connection.add_notice_handler(lambda notice: notices.append(notice.sqlstate or ""))
+
+        return engine
+
+    def _sqlite(self) -> Engine:
+        path = self._url.database
+        if not path or path == ":memory:":
+            message = "SQLite needs a file: a database in memory loses every allocation with the process."
+            raise UnsafeSetting(message)
+        engine = create_engine(
+            self._url, pool_size=1, max_overflow=4, connect_args={"check_same_thread": False, "timeout": 5}
+        )
+
+        @event.listens_for(engine, "connect")
+        def prepare(connection: sqlite3.Connection, _record: object) -> None:
+            connection.isolation_level = None
+            for pragma in (
+                "journal_mode=DELETE",
+                "synchronous=EXTRA",
+                "foreign_keys=ON",
+                "recursive_triggers=ON",
+                "trusted_schema=OFF",
+                "cell_size_check=ON",
+            ):
+                connection.execute(f"PRAGMA {pragma}")
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Connection) -> None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+        return engine
+
+    @property
+    def sqlite_file(self) -> Path | None:
+        """The database's file on SQLite."""
+        return None if self.is_postgresql else Path(str(self._url.database)).absolute()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Give a transaction that commits when the block ends and rolls back when it raises.
+
+        Raises ``DatabaseUnavailable`` when none can be had, ``CommitUncertain`` when COMMIT failed or was not replicated.
+        """
+        if self.is_postgresql:
+            with self._transaction() as tx:
+                yield tx
+        else:
+            with self._one_at_a_time, self._transaction() as tx:
+                yield tx
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Transaction]:
+        try:
+            connection = self.engine.connect()
+        except (DBAPIError, PoolTimeout):
+            raise DatabaseUnavailable from None
+        try:
+            try:
+                connection.begin()
+            except DBAPIError as error:
+                raise _in_our_words(error) from None
+            yield Transaction(connection)
+            _commit(connection)
+        except BaseException:
+            _abandon(connection)
+            raise
+        else:
+            connection.close()
+
+    def be_the_only_process(self) -> None:
+        """Hold the database file for this process for good; raise ``UnsafeSetting`` when another one has it (SQLite)."""
+        path = self.sqlite_file
+        if path is None or self._process_lock is not None:
+            return
+        lock = open(f"{path}.lock", "a", encoding="utf-8")  # noqa: SIM115, PTH123  # held as long as the process lives
+        os.chmod(lock.fileno(), 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            message = "Another process serves this SQLite database. Stop it first, or use PostgreSQL."
+            raise UnsafeSetting(message) from None
+        self._process_lock = lock
+
+    def close(self) -> None:
+        """Close every connection and let go of the file."""
+        self.engine.dispose()
+        if self._process_lock is not None:
+            self._process_lock.close()
+            self._process_lock = None
+
+
+def _commit(connection: Connection) -> None:
+    notices = connection.connection.record_info.get("notices") if connection.connection.record_info else None
+    if notices:
+        notices.clear()
+    try:
+        connection.commit()
+    except DBAPIError as error:
+        meaning = _in_our_words(error)
+        # A busy COMMIT on SQLite and a serialization failure were surely rolled back; all else may have happened (finding 3).
+        if isinstance(meaning, TryAgain):
+            raise meaning from None
+        raise CommitUncertain from None
+    if notices and _NOT_REPLICATED in notices:
+        raise CommitUncertain
+
+
+def _abandon(connection: Connection) -> None:
+    """Roll back and give the connection back; a broken one is thrown away, and its own complaint hides nothing."""
+    try:
+        connection.rollback()
+        connection.close()
+    except DBAPIError:
+        connection.invalidate()
+        connection.close()

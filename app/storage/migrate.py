@@ -1,0 +1,54 @@
+"""Bring a database to the schema of this release, or tell how far it is."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from app.storage.database import Database, Transaction
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def _configuration(connection: Connection | None = None) -> Config:
+    """Return Alembic's configuration, which the wheel carries inside the package and a checkout beside it."""
+    home = _PACKAGE if (_PACKAGE / "migrations").is_dir() else _PACKAGE.parent
+    configuration = Config(home / "alembic.ini")
+    configuration.set_main_option("script_location", str(home / "migrations"))
+    configuration.attributes["connection"] = connection
+    return configuration
+
+
+def head() -> str:
+    """Return the newest revision that this release knows."""
+    return str(ScriptDirectory.from_config(_configuration()).get_current_head())
+
+
+def current(tx: Transaction) -> str | None:
+    """Return the revision of the database; None for an empty one."""
+    return MigrationContext.configure(tx.connection).get_current_revision()
+
+
+def upgrade(url: str, revision: str = "head") -> None:
+    """Bring the database at ``url`` to ``revision``, each migration in a transaction of its own."""
+    _run(url, lambda configuration: command.upgrade(configuration, revision))
+
+
+def downgrade(url: str, revision: str) -> None:
+    """Take the database at ``url`` back to ``revision``."""
+    _run(url, lambda configuration: command.downgrade(configuration, revision))
+
+
+def _run(url: str, step: Callable[[Config], None]) -> None:
+    database = Database(url)
+    try:
+        if database.sqlite_file is not None:
+            database.sqlite_file.touch(mode=0o600, exist_ok=True)
+        with database.engine.connect() as connection:
+            step(_configuration(connection))
+    finally:
+        database.close()

@@ -1,0 +1,415 @@
+"""People, machine clients, their credentials, grants and sessions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Row, and_, bindparam, func, insert, or_, select, update
+
+from app.domain.people import HeldGrant, Principal, Proof
+from app.domain.sealed import Sealed
+from app.domain.words import Role, SiteCode, StudyCode, Username
+from app.errors import AlreadyExists, Missing
+from app.storage import tables
+from app.storage.database import AlreadyThere, Transaction
+
+_p = tables.principal.c
+_c = tables.credential.c
+_g = tables.role_grant.c
+_s = tables.session.c
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A person or a machine client as it is listed."""
+
+    principal_id: UUID
+    name: str
+    display_name: str
+    email: str | None
+    is_machine: bool
+    is_active: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """What an account proves itself with; nothing of it can be read back into a secret without the key ring."""
+
+    principal_id: UUID
+    is_machine: bool
+    is_active: bool
+    secret_hash: str
+    secret_set_at: datetime
+    must_change: bool
+    totp_secret: Sealed | None
+    totp_last_step: int | None
+    failed_attempts: int
+    blocked_until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoleGrant:
+    """A grant with its history."""
+
+    grant_id: UUID
+    role: Role
+    study_code: StudyCode | None
+    site_code: SiteCode | None
+    granted_at: datetime
+    granted_by: str
+    revoked_at: datetime | None
+    revoked_by: str | None
+
+
+_FIND_SESSION: Final = (
+    select(
+        _s.session_id,
+        _s.proof_at,
+        _s.proof_spent_at,
+        _p.principal_id,
+        _p.name,
+        _p.display_name,
+        _p.is_machine,
+        _c.must_change,
+        _c.secret_set_at,
+        _g.role,
+        _g.study_code,
+        _g.site_code,
+    )
+    .select_from(
+        tables.session.join(tables.principal, _p.principal_id == _s.principal_id)
+        .join(tables.credential, _c.principal_id == _s.principal_id)
+        .outerjoin(tables.role_grant, and_(_g.principal_id == _s.principal_id, _g.revoked_at.is_(None)))
+    )
+    .where(
+        _s.token_digest == bindparam("token_digest"),
+        _s.expires_at > bindparam("now"),
+        _s.ended_at.is_(None),
+        _p.is_active,
+    )
+    .order_by(_g.granted_at, _g.grant_id)
+)
+
+
+def find_principal(
+    tx: Transaction, token_digest: bytes, now: datetime, password_expired_before: datetime | None
+) -> Principal | None:
+    """Return who holds this token now, with the grants that hold now; None for a token unknown, ended or switched off."""
+    rows = tx.execute(_FIND_SESSION, {"token_digest": token_digest, "now": now}).all()
+    if not rows:
+        return None
+    first = rows[0]
+    expired = password_expired_before is not None and first.secret_set_at < password_expired_before
+    return Principal(
+        principal_id=first.principal_id,
+        name=first.name,
+        display_name=first.display_name,
+        is_machine=first.is_machine,
+        session_id=first.session_id,
+        must_change_password=first.must_change,
+        password_expired=expired and not first.is_machine,
+        proof=Proof(first.proof_at, first.proof_spent_at is not None) if first.proof_at is not None else None,
+        grants=tuple(HeldGrant(Role(row.role), row.study_code, row.site_code) for row in rows if row.role is not None),
+    )
+
+
+def spend_proof(tx: Transaction, session_id: UUID, at: datetime) -> bool:
+    """Mark the session's proof as spent; return whether it was not spent before."""
+    spent = tx.execute(
+        update(tables.session)
+        .where(_s.session_id == session_id, _s.proof_spent_at.is_(None), _s.proof_at.is_not(None))
+        .values(proof_spent_at=at)
+    )
+    return spent.rowcount == 1
+
+
+def add_account(tx: Transaction, account: Account, secret_hash: str, *, must_change: bool) -> None:
+    """Record a new account; raise ``AlreadyExists`` for a name that was ever used (USR-18)."""
+    try:
+        tx.execute(
+            insert(tables.principal),
+            {
+                "principal_id": account.principal_id,
+                "name": account.name,
+                "display_name": account.display_name,
+                "email": account.email,
+                "is_machine": account.is_machine,
+                "is_active": account.is_active,
+                "created_at": account.created_at,
+            },
+        )
+    except AlreadyThere:
+        message = f"The name {account.name} is in use or was once; names are never given twice."
+        raise AlreadyExists(message) from None
+    tx.execute(
+        insert(tables.credential),
+        {
+            "principal_id": account.principal_id,
+            "secret_hash": secret_hash,
+            "secret_set_at": account.created_at,
+            "must_change": must_change,
+            "failed_attempts": 0,
+        },
+    )
+
+
+def _account(row: Row[Any]) -> Account:
+    return Account(**{name: getattr(row, name) for name in Account.__dataclass_fields__})
+
+
+_ACCOUNT: Final = select(*(_p[name] for name in Account.__dataclass_fields__))
+
+
+def get_account(tx: Transaction, name: str, *, is_machine: bool) -> Account:
+    """Return an account by its name; raise ``Missing``."""
+    row = tx.execute(_ACCOUNT.where(_p.name == name, _p.is_machine == is_machine)).one_or_none()
+    if row is None:
+        raise Missing
+    return _account(row)
+
+
+def list_people(tx: Transaction, after: str, limit: int) -> list[Account]:
+    """Return people by user name, those after ``after``."""
+    rows = tx.execute(_ACCOUNT.where(_p.is_machine.is_(False), _p.name > after).order_by(_p.name).limit(limit))
+    return [_account(row) for row in rows]
+
+
+def find_credential(tx: Transaction, name: str, *, is_machine: bool) -> Credential | None:
+    """Return what an account proves itself with; None when there is no such account."""
+    row = tx.execute(
+        select(_p.is_machine, _p.is_active, *tables.credential.c)
+        .join_from(tables.principal, tables.credential, _c.principal_id == _p.principal_id)
+        .where(_p.name == name, _p.is_machine == is_machine)
+    ).one_or_none()
+    if row is None:
+        return None
+    return Credential(
+        principal_id=row.principal_id,
+        is_machine=row.is_machine,
+        is_active=row.is_active,
+        secret_hash=row.secret_hash,
+        secret_set_at=row.secret_set_at,
+        must_change=row.must_change,
+        totp_secret=Sealed(row.sealed_totp_secret) if row.sealed_totp_secret is not None else None,
+        totp_last_step=row.totp_last_step,
+        failed_attempts=row.failed_attempts,
+        blocked_until=row.blocked_until,
+    )
+
+
+def record_failed_attempt(tx: Transaction, principal_id: UUID, blocked_until: datetime | None) -> None:
+    """Count a wrong try and say until when the next one is not looked at."""
+    tx.execute(
+        update(tables.credential)
+        .where(_c.principal_id == principal_id)
+        .values(failed_attempts=_c.failed_attempts + 1, blocked_until=blocked_until)
+    )
+
+
+def record_good_attempt(tx: Transaction, principal_id: UUID) -> None:
+    """Forget the wrong tries."""
+    tx.execute(
+        update(tables.credential)
+        .where(_c.principal_id == principal_id, _c.failed_attempts > 0)
+        .values(failed_attempts=0, blocked_until=None)
+    )
+
+
+def claim_one_time_step(tx: Transaction, principal_id: UUID, step: int) -> bool:
+    """Use up a step of the one-time code; return False when it, or a later one, was used before (rule D3)."""
+    claimed = tx.execute(
+        update(tables.credential)
+        .where(
+            _c.principal_id == principal_id,
+            or_(_c.totp_last_step.is_(None), _c.totp_last_step < step),
+        )
+        .values(totp_last_step=step)
+    )
+    return claimed.rowcount == 1
+
+
+def record_new_password(
+    tx: Transaction, principal_id: UUID, secret_hash: str, at: datetime, totp_secret: Sealed | None
+) -> None:
+    """Replace the password by the person's own; ``totp_secret`` is given at the first change only."""
+    values: dict[str, object] = {
+        "secret_hash": secret_hash,
+        "secret_set_at": at,
+        "must_change": False,
+        "failed_attempts": 0,
+        "blocked_until": None,
+    }
+    if totp_secret is not None:
+        values |= {"sealed_totp_secret": totp_secret.token, "totp_last_step": None}
+    tx.execute(update(tables.credential).where(_c.principal_id == principal_id).values(**values))
+
+
+def record_issued_password(tx: Transaction, principal_id: UUID, secret_hash: str, at: datetime) -> None:
+    """Replace the password by an issued one and void the second factor, as after its loss (EUB-15, USR-13)."""
+    tx.execute(
+        update(tables.credential)
+        .where(_c.principal_id == principal_id)
+        .values(
+            secret_hash=secret_hash,
+            secret_set_at=at,
+            must_change=True,
+            sealed_totp_secret=None,
+            totp_last_step=None,
+            failed_attempts=0,
+            blocked_until=None,
+        )
+    )
+
+
+def record_deactivation(tx: Transaction, principal_id: UUID) -> None:
+    """Switch an account off; it is never deleted (USR-18)."""
+    tx.execute(update(tables.principal).where(_p.principal_id == principal_id).values(is_active=False))
+
+
+def add_session(
+    tx: Transaction,
+    session_id: UUID,
+    token_digest: bytes,
+    principal_id: UUID,
+    issued_at: datetime,
+    expires_at: datetime,
+    proof_at: datetime | None = None,
+) -> None:
+    """Record a session; only the digest of its token is kept."""
+    tx.execute(
+        insert(tables.session),
+        {
+            "session_id": session_id,
+            "token_digest": token_digest,
+            "principal_id": principal_id,
+            "issued_at": issued_at,
+            "expires_at": expires_at,
+            "proof_at": proof_at,
+        },
+    )
+
+
+def end_session(tx: Transaction, session_id: UUID, at: datetime) -> None:
+    """End one session."""
+    tx.execute(update(tables.session).where(_s.session_id == session_id).values(ended_at=at))
+
+
+def end_sessions(tx: Transaction, principal_id: UUID, at: datetime, but: UUID | None = None) -> None:
+    """End the sessions of an account, except perhaps the one in hand."""
+    ending = update(tables.session).where(_s.principal_id == principal_id, _s.ended_at.is_(None))
+    if but is not None:
+        ending = ending.where(_s.session_id != but)
+    tx.execute(ending.values(ended_at=at))
+
+
+def add_grant(
+    tx: Transaction,
+    grant_id: UUID,
+    principal_id: UUID,
+    role: Role,
+    study_code: StudyCode | None,
+    site_code: SiteCode | None,
+    at: datetime,
+    by: str,
+) -> None:
+    """Record a grant."""
+    tx.execute(
+        insert(tables.role_grant),
+        {
+            "grant_id": grant_id,
+            "principal_id": principal_id,
+            "role": role,
+            "study_code": study_code,
+            "site_code": site_code,
+            "granted_at": at,
+            "granted_by": by,
+        },
+    )
+
+
+def lock_account(tx: Transaction, principal_id: UUID) -> None:
+    """Keep others from changing the account's grants until the transaction ends."""
+    tx.execute(select(_p.principal_id).where(_p.principal_id == principal_id).with_for_update())
+
+
+def list_grants(tx: Transaction, principal_id: UUID, at: datetime | None = None) -> list[RoleGrant]:
+    """Return the grants of an account: all of its history, or those that held at a moment (USR-19)."""
+    query = select(*(_g[name] for name in RoleGrant.__dataclass_fields__)).where(_g.principal_id == principal_id)
+    if at is not None:
+        query = query.where(_g.granted_at <= at, or_(_g.revoked_at.is_(None), _g.revoked_at > at))
+    return [
+        RoleGrant(
+            row.grant_id,
+            Role(row.role),
+            row.study_code,
+            row.site_code,
+            row.granted_at,
+            row.granted_by,
+            row.revoked_at,
+            row.revoked_by,
+        )
+        for row in tx.execute(query.order_by(_g.granted_at, _g.grant_id))
+    ]
+
+
+def record_revocation(tx: Transaction, principal_id: UUID, grant_id: UUID, at: datetime, by: str) -> RoleGrant:
+    """End a grant and return it; raise ``Missing`` when it is not one of the account that holds."""
+    ended = tx.execute(
+        update(tables.role_grant)
+        .where(_g.grant_id == grant_id, _g.principal_id == principal_id, _g.revoked_at.is_(None))
+        .values(revoked_at=at, revoked_by=by)
+    )
+    if ended.rowcount != 1:
+        raise Missing
+    return next(grant for grant in list_grants(tx, principal_id) if grant.grant_id == grant_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Somebody who holds a role in a study."""
+
+    name: Username
+    role: Role
+    site_code: SiteCode | None
+
+
+def list_holders(tx: Transaction, study_code: StudyCode, roles: Sequence[Role] = tuple(Role)) -> list[Holder]:
+    """Return the active accounts that hold one of the roles in a study now, oldest grant first."""
+    rows = tx.execute(
+        select(_p.name, _g.role, _g.site_code)
+        .join_from(tables.role_grant, tables.principal, _p.principal_id == _g.principal_id)
+        .where(
+            _g.study_code == study_code,
+            _g.revoked_at.is_(None),
+            _g.role.in_(list(roles)),
+            _p.is_active,
+        )
+        .order_by(_g.granted_at, _g.grant_id)
+    )
+    return [Holder(row.name, Role(row.role), row.site_code) for row in rows]
+
+
+def count_able_to_break(tx: Transaction, study_code: StudyCode, site_code: SiteCode) -> int:
+    """Return how many people at a site can break a code now: active investigators with a second factor of their own (EUB-16)."""
+    return int(
+        tx.execute(
+            select(func.count(func.distinct(_p.principal_id)))
+            .select_from(
+                tables.role_grant.join(tables.principal, _p.principal_id == _g.principal_id).join(
+                    tables.credential, _c.principal_id == _p.principal_id
+                )
+            )
+            .where(
+                _g.study_code == study_code,
+                _g.site_code == site_code,
+                _g.role == Role.INVESTIGATOR,
+                _g.revoked_at.is_(None),
+                _p.is_active,
+                _c.must_change.is_(False),
+                _c.sealed_totp_secret.is_not(None),
+            )
+        ).scalar_one()
+    )

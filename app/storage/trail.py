@@ -1,0 +1,195 @@
+"""Reading the logs: heads, entries, the hashes that proofs are made of, restricted parts."""
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Row, and_, or_, select, tuple_
+
+from app.domain.merkle import Frontier, Place, root_from_nodes, root_nodes
+from app.domain.sealed import Sealed
+from app.domain.words import Action, SiteCode, SubjectKey
+from app.storage import tables
+from app.storage.database import Transaction
+
+_l = tables.log.c
+_e = tables.trail_entry.c
+_n = tables.trail_node.c
+_r = tables.trail_restricted.c
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The end of a log as a reader sees it."""
+
+    study_id: UUID
+    segment: int
+    origin: str
+    frontier: Frontier
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A stored entry: the bytes that were hashed, and their hash."""
+
+    segment: int
+    log_index: int
+    body: bytes
+    leaf_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EntryFilter:
+    """Which entries a reader asks for, and may see."""
+
+    action: str | None = None
+    actor: str | None = None
+    subject_key: SubjectKey | None = None
+    begin: datetime | None = None
+    end: datetime | None = None
+    sites: Collection[SiteCode] | None = None
+    """Entries of these sites, or of none; None for all."""
+    without_subjects: bool = False
+
+
+def _head(row: Row[Any]) -> Head:
+    return Head(row.study_id, row.segment, row.origin, Frontier.from_bytes(row.frontier))
+
+
+_HEADS: Final = select(_l.study_id, _l.segment, _l.origin, _l.frontier)
+
+
+def list_heads(tx: Transaction) -> list[Head]:
+    """Return the end of every log and segment, by origin."""
+    return [_head(row) for row in tx.execute(_HEADS.order_by(_l.origin))]
+
+
+def list_segments(tx: Transaction, study_id: UUID) -> list[Head]:
+    """Return the ends of the segments of one log; the last is the one that grows."""
+    return [_head(row) for row in tx.execute(_HEADS.where(_l.study_id == study_id).order_by(_l.segment))]
+
+
+def find_nodes(tx: Transaction, study_id: UUID, segment: int, places: Collection[Place]) -> Mapping[Place, bytes]:
+    """Return the stored hashes at the places asked for, one query for leaves and one for interior nodes."""
+    leaves = [index for level, index in places if level == 0]
+    interior = [(level, index) for level, index in places if level > 0]
+    found: dict[Place, bytes] = {}
+    if leaves:
+        for row in tx.execute(
+            select(_e.log_index, _e.leaf_hash).where(
+                _e.study_id == study_id, _e.segment == segment, _e.log_index.in_(leaves)
+            )
+        ):
+            found[0, row.log_index] = row.leaf_hash
+    if interior:
+        for row in tx.execute(
+            select(_n.level, _n.node_index, _n.hash).where(
+                _n.study_id == study_id,
+                _n.segment == segment,
+                tuple_(_n.level, _n.node_index).in_(interior),
+            )
+        ):
+            found[row.level, row.node_index] = row.hash
+    return found
+
+
+def find_root(tx: Transaction, origin: str, size: int) -> bytes | None:
+    """Return the root that a log had at a size, from its stored hashes; None when it is not that long or does not exist."""
+    row = tx.execute(_HEADS.where(_l.origin == origin)).one_or_none()
+    if row is None or Frontier.from_bytes(row.frontier).size < size:
+        return None
+    places = root_nodes(size)
+    found = find_nodes(tx, row.study_id, row.segment, places)
+    return root_from_nodes(size, found) if len(found) == len(places) else None
+
+
+def has_recovery_statement(tx: Transaction, origin: str, size: int) -> bool:
+    """Return whether a recovery statement in the service's own log names this log and checkpoint size."""
+    bodies = tx.execute(
+        select(_e.body).where(_e.study_id == tables.SERVICE_LOG, _e.action == Action.DECLARE_RECOVERY)
+    ).scalars()
+    for body in bodies:
+        after = json.loads(body).get("after") or {}
+        if any(log["origin"] == origin and log["size"] == size for log in after.get("logs", ())):
+            return True
+    return False
+
+
+def list_entries(
+    tx: Transaction,
+    study_id: UUID,
+    wanted: EntryFilter,
+    after: tuple[int, int],
+    until: tuple[int, int],
+    limit: int,
+) -> list[Entry]:
+    """Return entries in order, those behind the place ``after`` (segment, index) and before ``until``."""
+    query = select(_e.segment, _e.log_index, _e.body, _e.leaf_hash).where(
+        _e.study_id == study_id,
+        or_(_e.segment > after[0], and_(_e.segment == after[0], _e.log_index > after[1])),
+        or_(_e.segment < until[0], and_(_e.segment == until[0], _e.log_index < until[1])),
+    )
+    if wanted.action is not None:
+        query = query.where(_e.action == wanted.action)
+    if wanted.actor is not None:
+        query = query.where(_e.actor == wanted.actor)
+    if wanted.subject_key is not None:
+        query = query.where(_e.subject_key == wanted.subject_key)
+    if wanted.begin is not None:
+        query = query.where(_e.at >= wanted.begin)
+    if wanted.end is not None:
+        query = query.where(_e.at < wanted.end)
+    if wanted.sites is not None:
+        query = query.where(or_(_e.site_code.is_(None), _e.site_code.in_(list(wanted.sites))))
+    if wanted.without_subjects:
+        query = query.where(_e.subject_key.is_(None))
+    rows = tx.execute(query.order_by(_e.segment, _e.log_index).limit(limit))
+    return [Entry(row.segment, row.log_index, row.body, row.leaf_hash) for row in rows]
+
+
+def find_entry(tx: Transaction, study_id: UUID, segment: int, log_index: int) -> Entry | None:
+    """Return one entry, or None."""
+    row = tx.execute(
+        select(_e.segment, _e.log_index, _e.body, _e.leaf_hash).where(
+            _e.study_id == study_id, _e.segment == segment, _e.log_index == log_index
+        )
+    ).one_or_none()
+    return None if row is None else Entry(row.segment, row.log_index, row.body, row.leaf_hash)
+
+
+def list_entries_of_action(
+    tx: Transaction, study_id: UUID, action: Action, subject_key: SubjectKey | None = None
+) -> list[Entry]:
+    """Return the entries of one action, in order."""
+    query = select(_e.segment, _e.log_index, _e.body, _e.leaf_hash).where(_e.study_id == study_id, _e.action == action)
+    if subject_key is not None:
+        query = query.where(_e.subject_key == subject_key)
+    rows = tx.execute(query.order_by(_e.segment, _e.log_index))
+    return [Entry(row.segment, row.log_index, row.body, row.leaf_hash) for row in rows]
+
+
+def find_restricted(tx: Transaction, study_id: UUID, segment: int, log_index: int) -> Sealed | None:
+    """Return the sealed restricted part of an entry, or None when it has none or it was erased."""
+    token = tx.execute(
+        select(_r.sealed).where(_r.study_id == study_id, _r.segment == segment, _r.log_index == log_index)
+    ).scalar_one_or_none()
+    return None if token is None else Sealed(token)
+
+
+def walk(tx: Transaction, study_id: UUID, segment: int, begin: int, end: int) -> Iterator[Entry]:
+    """Give the entries of a segment from ``begin`` until before ``end``, in order."""
+    rows = tx.execute(
+        select(_e.segment, _e.log_index, _e.body, _e.leaf_hash)
+        .where(
+            _e.study_id == study_id,
+            _e.segment == segment,
+            _e.log_index >= begin,
+            _e.log_index < end,
+        )
+        .order_by(_e.log_index)
+    )
+    for row in rows:
+        yield Entry(row.segment, row.log_index, row.body, row.leaf_hash)
