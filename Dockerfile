@@ -17,7 +17,7 @@ FROM python:3.11-slim-trixie
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin snose \
     && install --directory --owner=snose --group=snose --mode=0700 /var/lib/snose
 COPY --from=build /opt/snose /opt/snose
-ENV PATH=/opt/snose/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+ENV PATH=/opt/snose/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 SNOSE_HOST=0.0.0.0 SNOSE_PORT=8000
 
 USER snose
 WORKDIR /var/lib/snose
@@ -30,4 +30,4 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=20s --retries=3 \
 
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["snose"]
-CMD ["serve", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["serve"]

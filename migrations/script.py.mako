@@ -5,8 +5,8 @@ from typing import Final
 import sqlalchemy as sa
 from alembic import op
 ${imports if imports else ""}
-revision: Final = ${repr(up_revision)}
-down_revision: Final[str | None] = ${repr(down_revision)}
+revision: Final = "${up_revision}"
+down_revision: Final[str | None] = ${f'"{down_revision}"' if down_revision else None}
 branch_labels: Final = ${repr(branch_labels)}
 depends_on: Final = ${repr(depends_on)}
 

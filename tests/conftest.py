@@ -68,9 +68,7 @@ def database_url(request: pytest.FixtureRequest, database_kind: str, tmp_path: P
 
 
 @pytest.fixture
-def migrated_database_url(
-    request: pytest.FixtureRequest, database_kind: str, tmp_path: Path
-) -> Iterator[str]:
+def migrated_database_url(request: pytest.FixtureRequest, database_kind: str, tmp_path: Path) -> Iterator[str]:
     """The URL of a database with every table and no row: a copy of one that was migrated once."""
     if database_kind == "sqlite":
         copied = tmp_path / "snose.sqlite"

@@ -79,9 +79,7 @@ def contracts() -> dict[str, Contract]:
     configuration = read_configuration(str(CONFIGURATION))
     # The linter's own way of registering its contract types is private; reading once does it.
     lint_imports(str(CONFIGURATION), limit_to_contracts=("no-circles",), cache_dir=None)
-    return {
-        options["id"]: _contract(options, configuration) for options in configuration["contracts_options"]
-    }
+    return {options["id"]: _contract(options, configuration) for options in configuration["contracts_options"]}
 
 
 def _contract(options: dict[str, Any], configuration: dict[str, Any]) -> Contract:
@@ -114,9 +112,7 @@ class TestContracts:
         planted.add_import(importer=importer, imported=imported, line_number=1, line_contents="planted")
         assert not contracts[contract].check(planted, verbose=False).kept
 
-    def test_with_a_module_outside_every_layer(
-        self, graph: grimp.ImportGraph, contracts: dict[str, Contract]
-    ) -> None:
+    def test_with_a_module_outside_every_layer(self, graph: grimp.ImportGraph, contracts: dict[str, Contract]) -> None:
         """A new room needs a place in the house."""
         planted = deepcopy(graph)
         planted.add_module("app.utils")
@@ -134,10 +130,7 @@ class TestContracts:
         self, graph: grimp.ImportGraph, contracts: dict[str, Contract], contract: str, keepers: set[str]
     ) -> None:
         """A contract that lists who may not is complete: nobody is forgotten."""
-        assert (
-            set(contracts[contract].contract_options["source_modules"])
-            == graph.find_children("app") - keepers
-        )
+        assert set(contracts[contract].contract_options["source_modules"]) == graph.find_children("app") - keepers
 
     def test_every_contract_has_a_planted_violation(self, contracts: dict[str, Contract]) -> None:
         """A contract that was never seen to fail proves nothing."""
@@ -171,9 +164,7 @@ class TestLibraries:
         """Whoever installs the wheel has every library that the code imports."""
         project = tomllib.loads(CONFIGURATION.read_text(encoding="utf-8"))["project"]
         declared = {re.split(r"[\[<>=;]", requirement)[0].lower() for requirement in project["dependencies"]}
-        imported = {
-            name for name in graph.modules if graph.is_module_squashed(name)
-        } - sys.stdlib_module_names
+        imported = {name for name in graph.modules if graph.is_module_squashed(name)} - sys.stdlib_module_names
         distributions = packages_distributions()
         undeclared = {
             name

@@ -15,6 +15,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from app.settings import Settings
+
 ROOT: Final = Path(__file__).resolve().parent.parent
 INSTALL: Final = "pip install --require-hashes -r constraints.txt"
 
@@ -26,9 +28,7 @@ def tracked() -> Iterator[tuple[str, str]]:
     """Give the path and text of every file of the project, in a checkout or in an unpacked archive."""
     git = shutil.which("git")
     if git is not None and (ROOT / ".git").exists():
-        listed = subprocess.run(
-            [git, "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
-        ).stdout
+        listed = subprocess.run([git, "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
         paths = [ROOT / name for name in listed.split("\0") if name]
     else:
         paths = [path for path in ROOT.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
@@ -107,9 +107,7 @@ class TestConstraints:
         settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
         project = settings["project"]
         asked = (
-            project["dependencies"]
-            + project["optional-dependencies"]["test"]
-            + settings["build-system"]["requires"]
+            project["dependencies"] + project["optional-dependencies"]["test"] + settings["build-system"]["requires"]
         )
         names = {re.split(r"[\[<>=;]", requirement)[0].strip() for requirement in asked}
         assert names <= {pin.partition("==")[0] for pin in pins()}
@@ -125,9 +123,7 @@ class TestTrackedFiles:
     def test_no_path_of_this_machine(self) -> None:
         """Nothing that is kept knows where it lay when it was written."""
         places = [f"{ROOT.parent}/", f"{Path.home()}/", sys.prefix + "/"]
-        found = [
-            (path, place) for path, text in tracked() for place in places if place != "//" and place in text
-        ]
+        found = [(path, place) for path, text in tracked() for place in places if place != "//" and place in text]
         assert found == []
 
     def test_no_private_key(self) -> None:
@@ -163,9 +159,7 @@ class TestLicences:
         metadata = installed.metadata
         text = metadata["License"] or ""
         classifiers = [line for line in metadata.get_all("Classifier") or [] if line.startswith("License")]
-        return "\n".join(
-            [metadata["License-Expression"] or "", text if len(text) < 200 else "", *classifiers]
-        )
+        return "\n".join([metadata["License-Expression"] or "", text if len(text) < 200 else "", *classifiers])
 
 
 class TestWheel:
@@ -185,9 +179,7 @@ class TestWheel:
 
     def test_carries_every_migration(self, wheel_files: list[str]) -> None:
         """Each version that the checkout knows is in the wheel."""
-        known = {
-            f"app/migrations/versions/{path.name}" for path in (ROOT / "migrations" / "versions").glob("*.py")
-        }
+        known = {f"app/migrations/versions/{path.name}" for path in (ROOT / "migrations" / "versions").glob("*.py")}
         assert known
         assert known <= set(wheel_files)
 
@@ -306,8 +298,14 @@ class TestCompose:
                     assert value.removeprefix("/run/secrets/") in part["secrets"]
         assert all(set(secret) == {"file"} for secret in compose["secrets"].values())
         assert "owner_url" not in compose["services"]["service"]["secrets"]
-        assert set(compose["secrets"]) == {
-            name for part in compose["services"].values() for name in part["secrets"]
+        assert set(compose["secrets"]) == {name for part in compose["services"].values() for name in part["secrets"]}
+
+    def test_sets_what_there_is_to_set(self, compose: dict[str, Any], dockerfile: list[str]) -> None:
+        """Every variable that the container files set is one that the service reads."""
+        given = {name for part in compose["services"].values() for name in part["environment"]}
+        given |= {name for line in dockerfile for name in re.findall(r"\b(SNOSE_\w+)=", line)}
+        assert {name for name in given if name.startswith("SNOSE_")} <= {
+            f"SNOSE_{name.upper()}" for name in Settings.model_fields
         }
 
     def test_opens_one_port_on_loopback(self, compose: dict[str, Any]) -> None:
