@@ -16,14 +16,19 @@ from typing import IO, Any, Final
 
 import psycopg
 from sqlalchemy import Connection, CursorResult, Engine, Executable, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from app.errors import DatabaseUnavailable, UnsafeSetting
+from app.errors import DatabaseUnavailable, IntegrityBroken, UnsafeSetting
 
 _LOCK_TIMEOUT_MS: Final = 5_000
 _TRY_AGAIN_STATES: Final = frozenset({"40001", "40P01", "55P03"})
 _NOT_REPLICATED: Final = "01000"
+_UNIQUE_STATE: Final = "23505"
+_REFUSED_STATE: Final = "SN001"
+_UNIQUE_CODES: Final = frozenset(
+    {sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_ROWID}
+)
 
 
 class TryAgain(Exception):  # an instruction to the one door, not an error that a caller sees
@@ -45,17 +50,23 @@ class Transaction:
         """Wrap an open connection that has begun."""
         self.connection: Final = connection
         self.is_postgresql: Final = connection.dialect.name == "postgresql"
+        self.is_broken = False
 
     def execute(
         self, statement: Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     ) -> CursorResult[Any]:
-        """Return the result of one statement; raise ``TryAgain``, ``AlreadyThere`` or ``DatabaseUnavailable``."""
+        """Return the result of one statement.
+
+        Raises ``TryAgain``, ``AlreadyThere``, ``IntegrityBroken`` for what a constraint or trigger refuses, or
+        ``DatabaseUnavailable``. After any of them the transaction can only be rolled back, on SQLite too.
+        """
+        if self.is_broken:
+            raise DatabaseUnavailable
         try:
             return self.connection.execute(statement, parameters)
-        except IntegrityError as error:
-            raise AlreadyThere(_constraint_of(error)) from None
         except DBAPIError as error:
-            raise _in_our_words(error) from None
+            self.is_broken = True
+            raise _in_our_words(error.orig) from None
 
     @property
     def driver_connection(self) -> Any:  # noqa: ANN401  # psycopg's or sqlite3's own, for COPY and bulk inserts
@@ -63,25 +74,36 @@ class Transaction:
         return self.connection.connection.driver_connection
 
 
-def _constraint_of(error: IntegrityError) -> str:
-    """Return the name of the constraint, without the row: its values do not belong into a message."""
-    diagnostic = getattr(error.orig, "diag", None)
-    return str(diagnostic.constraint_name) if diagnostic is not None else "unique"
+def _in_our_words(original: BaseException | None) -> Exception:
+    """Return what a driver's error means to a transaction; its text may hold values of the row and is dropped."""
+    if isinstance(original, psycopg.Error):
+        return _of_postgresql(original)
+    if isinstance(original, sqlite3.Error):
+        return _of_sqlite(original)
+    return DatabaseUnavailable()
 
 
-def _in_our_words(error: DBAPIError) -> Exception:
-    """Return what a driver's error means to a transaction; its text may hold parameters and is dropped."""
-    original = error.orig
-    state = getattr(original, "sqlstate", None)
+def _of_postgresql(original: psycopg.Error) -> Exception:
+    state = original.sqlstate
     if state in _TRY_AGAIN_STATES:
         return TryAgain(state)
-    if isinstance(original, sqlite3.OperationalError) and original.sqlite_errorcode & 0xFF in (
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-    ):
+    if state == _UNIQUE_STATE:
+        return AlreadyThere(original.diag.constraint_name)
+    if state == _REFUSED_STATE or isinstance(original, psycopg.IntegrityError):
+        return IntegrityBroken()
+    return DatabaseUnavailable()
+
+
+def _of_sqlite(original: sqlite3.Error) -> Exception:
+    # Errors of the module itself, such as the use of a closed connection, have no code of SQLite's.
+    code = getattr(original, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return TryAgain("busy")
-    if isinstance(error, OperationalError | InterfaceError) or state is not None:
-        return DatabaseUnavailable()
+    # The trigger against replacements looks before the unique constraint does, and says the same (revision 0002).
+    if code in _UNIQUE_CODES or str(original).endswith("this row is there already"):
+        return AlreadyThere("unique")
+    if isinstance(original, sqlite3.IntegrityError):
+        return IntegrityBroken()
     return DatabaseUnavailable()
 
 
@@ -111,6 +133,7 @@ class Database:
             max_overflow=0,
             pool_timeout=10,
             pool_use_lifo=True,
+            hide_parameters=True,
             connect_args={"connect_timeout": 5, "options": f"-c lock_timeout={_LOCK_TIMEOUT_MS}"},
         )
 
@@ -124,11 +147,15 @@ class Database:
 
     def _sqlite(self) -> Engine:
         path = self._url.database
-        if not path or path == ":memory:":
+        if not path or path.startswith((":memory:", "file:")):
             message = "SQLite needs a file: a database in memory loses every allocation with the process."
             raise UnsafeSetting(message)
         engine = create_engine(
-            self._url, pool_size=1, max_overflow=4, connect_args={"check_same_thread": False, "timeout": 5}
+            self._url,
+            pool_size=1,
+            max_overflow=4,
+            hide_parameters=True,
+            connect_args={"check_same_thread": False, "timeout": 5},
         )
 
         @event.listens_for(engine, "connect")
@@ -143,6 +170,8 @@ class Database:
                 "cell_size_check=ON",
             ):
                 connection.execute(f"PRAGMA {pragma}")
+            # PostgreSQL's own function of this name; one order of rows for each 64-bit number, on both databases.
+            connection.create_function("hashuuidextended", 2, _hash_of_uuid, deterministic=True)
 
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
@@ -159,7 +188,8 @@ class Database:
     def transaction(self) -> Iterator[Transaction]:
         """Give a transaction that commits when the block ends and rolls back when it raises.
 
-        Raises ``DatabaseUnavailable`` when none can be had, ``CommitUncertain`` when COMMIT failed or was not replicated.
+        Raises ``DatabaseUnavailable`` when none can be had or when an error in it was passed over, ``TryAgain`` when
+        another process holds SQLite's file, ``CommitUncertain`` when COMMIT failed or was not replicated.
         """
         if self.is_postgresql:
             with self._transaction() as tx:
@@ -175,12 +205,19 @@ class Database:
         except (DBAPIError, PoolTimeout):
             raise DatabaseUnavailable from None
         try:
-            try:
-                connection.begin()
-            except DBAPIError as error:
-                raise _in_our_words(error) from None
-            yield Transaction(connection)
+            connection.begin()
+            tx = Transaction(connection)
+            yield tx
+            if tx.is_broken or _was_rolled_back(tx):
+                raise DatabaseUnavailable
             _commit(connection)
+        except DBAPIError as error:
+            _abandon(connection)
+            raise _in_our_words(error.orig) from None
+        # From the driver's own connection: COPY and bulk inserts.
+        except (psycopg.Error, sqlite3.Error) as error:
+            _abandon(connection)
+            raise _in_our_words(error) from None
         except BaseException:
             _abandon(connection)
             raise
@@ -210,6 +247,17 @@ class Database:
             self._process_lock = None
 
 
+def _was_rolled_back(tx: Transaction) -> bool:
+    """Tell whether the database has given the transaction up.
+
+    It then answers COMMIT with a rollback (PostgreSQL), or the driver sends none (SQLite), and both look like success.
+    """
+    driver = tx.driver_connection
+    if tx.is_postgresql:
+        return bool(driver.info.transaction_status == psycopg.pq.TransactionStatus.INERROR)
+    return not driver.in_transaction
+
+
 def _commit(connection: Connection) -> None:
     notices = connection.connection.record_info.get("notices") if connection.connection.record_info else None
     if notices:
@@ -217,7 +265,7 @@ def _commit(connection: Connection) -> None:
     try:
         connection.commit()
     except DBAPIError as error:
-        meaning = _in_our_words(error)
+        meaning = _in_our_words(error.orig)
         # A busy COMMIT on SQLite and a serialization failure were surely rolled back; all else may have happened (finding 3).
         if isinstance(meaning, TryAgain):
             raise meaning from None

@@ -54,10 +54,20 @@ class FileSink:
                 if os.write(descriptor, data) != len(data):
                     raise AuditUnavailable
                 os.fsync(descriptor)
+                if end == 0:
+                    self._keep_name()
             finally:
                 os.close(descriptor)
         except OSError:
             raise AuditUnavailable from None
+
+    def _keep_name(self) -> None:
+        """Make the new file's name durable too: after a power cut the bytes are worth nothing without it."""
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def checkpoints(self) -> Iterator[SunkCheckpoint]:
         """Give the checkpoints in the order of writing; torn lines of a crash are passed over.
@@ -91,5 +101,6 @@ def _parse(line: bytes) -> SunkCheckpoint | None:
         return SunkCheckpoint(
             str(value["origin"]), int(value["size"]), str(value["root"]), str(value["note"]), str(value["at"])
         )
-    except (ValueError, KeyError, TypeError):
+    # What somebody else wrote there must not keep the service from reading the rest.
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

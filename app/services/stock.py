@@ -1,0 +1,88 @@
+"""The kit for a subject: stock decided without looking at the arm, then one kit drawn uniformly (rules B5, B6).
+
+The consignment is the soonest-expiring one at the site that still holds the floor of every arm. One that no longer does is
+withdrawn as a whole and never mixed in later. Candidates are opened in a fresh random order until the floor of every arm has been
+seen; the kit is the first of the wanted arm in that order. So the work done depends neither on the arm nor on the size of the stock.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Final
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from app.domain.words import ArmCode, SiteCode
+from app.errors import SnoseError, StockInsufficient
+from app.services.audited import Act
+from app.services.evidence import OpenedKit, SealedKit, open_kit
+from app.storage import kits
+from app.storage.database import Transaction
+
+_SAMPLE_PER_ARM: Final = 4
+"""How many times the floor of each arm the first sample holds, so that it nearly always suffices."""
+
+
+def site_day(now: datetime, timezone: str) -> date:
+    """Return the day at the site: expiry begins at its midnight (rule B11)."""
+    return now.astimezone(ZoneInfo(timezone)).date()
+
+
+@dataclass(slots=True)
+class StockDraw:
+    """A look into a site's stock; what it found must be withdrawn is kept even when the act is refused."""
+
+    study_id: UUID | None = None
+    withdrawn: list[UUID] = field(default_factory=list)
+    at: datetime | None = None
+
+    def offer(
+        self, act: Act, site_code: SiteCode, timezone: str, arms: Collection[ArmCode]
+    ) -> dict[ArmCode, OpenedKit]:
+        """Return one kit for every arm, all of one consignment, as the draw would give it to that arm.
+
+        The caller picks the one of the allocated arm, and the others are forgotten: whatever the arm is, the same work was
+        done. Locks the site's stock. Raises ``StockInsufficient``, in one way for every cause.
+        """
+        kits.lock_stock(act.tx, act.study.study_id, site_code)
+        self.study_id, self.at = act.study.study_id, act.now
+        self.withdrawn.clear()
+        today = site_day(act.now, timezone)
+        for consignment_id in kits.list_assignable_consignments(act.tx, act.study.study_id, site_code, today):
+            offered = _first_of_every_arm(act, consignment_id, arms)
+            if offered is not None:
+                return offered
+            self.withdrawn.append(consignment_id)
+            kits.record_withdrawal(act.tx, act.study.study_id, consignment_id, act.now)
+        raise StockInsufficient
+
+    def on_refusal(self, tx: Transaction, _error: SnoseError) -> None:
+        """Withdraw, in the transaction of the refusal's entry, what no longer held the floor: it is never mixed in later."""
+        if self.study_id is not None and self.at is not None:
+            for consignment_id in self.withdrawn:
+                kits.record_withdrawal(tx, self.study_id, consignment_id, self.at)
+
+
+def _first_of_every_arm(act: Act, consignment_id: UUID, arms: Collection[ArmCode]) -> dict[ArmCode, OpenedKit] | None:
+    """Return the first kit of every arm in a fresh random order, or None below the floor of any arm."""
+    floor = act.study.stock_floor
+    seen: Counter[ArmCode] = Counter()
+    first: dict[ArmCode, OpenedKit] = {}
+    for kit in _in_random_order(act, consignment_id, floor * len(arms) * _SAMPLE_PER_ARM):
+        opened = open_kit(act, kit)
+        seen[opened.arm_code] += 1
+        first.setdefault(opened.arm_code, opened)
+        if all(seen[arm] >= floor for arm in arms):
+            return first
+    return None
+
+
+def _in_random_order(act: Act, consignment_id: UUID, sample: int) -> Iterator[SealedKit]:
+    """Give the kits in stock of a consignment in a fresh random order: a sample first, and the rest when it was too small."""
+    order = int.from_bytes(act.deployment.entropy.draw("kit order", 8), "big", signed=True)
+    study_id = act.study.study_id
+    first = kits.list_in_stock(act.tx, study_id, consignment_id, order, sample)
+    yield from first
+    if len(first) == sample:
+        yield from kits.list_in_stock(act.tx, study_id, consignment_id, order, None)[sample:]
