@@ -48,20 +48,21 @@ Open = Callable[[Place, str], bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class _Secret:
-    """Key material with its version; never printed."""
-
-    version: int
-    key: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class _FieldKey:
     """A cipher set up once (a new one costs three encryptions), and the end of its associated data."""
 
     key_id: str
     cipher: AESGCM
     encoded_version: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Secret:
+    """Key material with its version, never printed, and the field keys derived from it, by purpose."""
+
+    version: int
+    key: bytes = field(repr=False)
+    field_keys: dict[str, _FieldKey] = field(default_factory=dict, repr=False, compare=False)
 
 
 class KeyRing:
@@ -91,11 +92,8 @@ class KeyRing:
         self._deployment_secret = _Secret(_DEPLOYMENT_KEY_VERSION, secret)
         self._purpose_keys: dict[str, _Secret] = {}
         # Under None lies what belongs to no study. The newest key seals; every one of them opens.
-        self._keys: dict[StudyCode | None, dict[str, _Secret]] = {
-            None: {_DEPLOYMENT_KEY_ID: self._deployment_secret}
-        }
+        self._keys: dict[StudyCode | None, dict[str, _Secret]] = {None: {_DEPLOYMENT_KEY_ID: self._deployment_secret}}
         self._adding = Lock()
-        self._field_keys: dict[tuple[StudyCode | None, str, str], _FieldKey] = {}
         for study_code, version, wrapped in study_keys:
             self.add_study_key(study_code, version, wrapped)
 
@@ -186,6 +184,11 @@ class KeyRing:
                 raise SealBroken("Another key of this version is in use.")
             # A new mapping each time: requests of other threads go on reading the one they began with.
             self._keys[study_code] = {**kept, key_id: secret}
+
+    def forget_study(self, study_code: StudyCode) -> None:
+        """Drop the keys of a study whose registration was rolled back, so that the next one may bring its own."""
+        with self._adding:
+            self._keys.pop(study_code, None)
 
     def holds(self, study_code: StudyCode, version: int) -> bool:
         """Return whether this version of the study's key was taken in."""
@@ -281,16 +284,14 @@ class KeyRing:
         return max(keys.items(), key=lambda kept: kept[1].version)
 
     def _field_key(self, column: Column, study_code: StudyCode | None, key_id: str) -> _FieldKey:
-        name = (study_code, key_id, column.purpose)
-        kept = self._field_keys.get(name)
+        # A key id out of a stored token is only ever looked up: one that is not there never becomes a key.
+        secret = self._keys.get(study_code, {}).get(key_id)
+        if secret is None:
+            raise SealBroken("A sealed value names a key that is not of this study.")
+        kept = secret.field_keys.get(column.purpose)
         if kept is None:
-            # A key id out of a stored token is only ever looked up: one that is not there never becomes a
-            # key.
-            secret = self._keys[study_code].get(key_id)
-            if secret is None:
-                raise SealBroken("A sealed value names a key that is not of this study.")
             cipher = AESGCM(self._derive(secret, column.purpose))
-            kept = self._field_keys[name] = _FieldKey(key_id, cipher, encode(secret.version))
+            kept = secret.field_keys[column.purpose] = _FieldKey(key_id, cipher, encode(secret.version))
         return kept
 
     def _derive(self, secret: _Secret, purpose: str) -> bytes:

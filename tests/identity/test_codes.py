@@ -40,9 +40,7 @@ class TestAcceptedStep:
         at = datetime.fromtimestamp(seconds, UTC)
         assert accepted_step(SECRET, code, at, None) == step_at(at) == seconds // 30
 
-    @pytest.mark.parametrize(
-        ("shift", "accepted"), [(-3, False), (-2, False), (-1, True), (0, True), (1, False)]
-    )
+    @pytest.mark.parametrize(("shift", "accepted"), [(-3, False), (-2, False), (-1, True), (0, True), (1, False)])
     def test_steps_around_now(self, shift: int, accepted: bool) -> None:
         """The current and the previous step are taken, older and later ones are not. (rule D3)"""
         code = code_of(STEP + shift)

@@ -39,9 +39,7 @@ class TestBoth:
         """Every 256 bits make a well-formed token."""
         assert len(digest(new(GivenEntropy(bytes([byte]))))) == 32
 
-    def test_garbage(
-        self, new: Callable[[Entropy], str], digest: Callable[[str], bytes], prefix: str
-    ) -> None:
+    def test_garbage(self, new: Callable[[Entropy], str], digest: Callable[[str], bytes], prefix: str) -> None:
         """What cannot be one is refused before anything is looked up, and not repeated. (rule G1)"""
         token = new(SeededEntropy())
         garbage = {

@@ -69,8 +69,6 @@ def add_version(ring: KeyRing, study_code: StudyCode, version: int, key_name: st
     ring.add_study_key(study_code, version, ring.new_study_key(study_code, version, key))
 
 
-def context_of(
-    column: Column = Column.SLOT, study_code: StudyCode | None = STUDY, place: Place = PLACE
-) -> SealContext:
+def context_of(column: Column = Column.SLOT, study_code: StudyCode | None = STUDY, place: Place = PLACE) -> SealContext:
     """Return a place for a sealed value; columns of the deployment get no study."""
     return SealContext(column, None if column in NO_STUDY else study_code, place)

@@ -284,9 +284,9 @@ class TestTampering:
         """No re-ordering, doubling or leaving out of the parts is accepted."""
         ring = ring_of(tmp_path)
         parts = ring.seal(context_of(), PLAINTEXT).token.split(".")
-        changes = {
-            ".".join(order) for size in range(1, 6) for order in itertools.product(parts, repeat=size)
-        } - {".".join(parts)}
+        changes = {".".join(order) for size in range(1, 6) for order in itertools.product(parts, repeat=size)} - {
+            ".".join(parts)
+        }
         assert sum(refuses(ring, context_of(), change) for change in changes) > 1000
 
     def test_parts_of_two_values(self, tmp_path: Path) -> None:
@@ -513,6 +513,23 @@ class TestStudyKeys:
         with pytest.raises(SealBroken, match="Another key of this version"):
             add_version(ring, STUDY, 1, key_name="another")
         assert ring.open(context_of(), sealed) == PLAINTEXT
+
+    def test_registration_rolled_back(self, tmp_path: Path) -> None:
+        """A key that was never committed is dropped whole: the next registration brings its own. (rule C6)"""
+        ring = ring_of(tmp_path)
+        lost, other = (ring.seal(context_of(study_code=study), PLAINTEXT) for study in (STUDY, OTHER_STUDY))
+        open_ = ring.opener_for(Column.SLOT, STUDY)
+        ring.forget_study(STUDY)
+        ring.forget_study(STUDY)
+        assert not ring.holds(STUDY, 1)
+        with pytest.raises(KeyUnavailable):
+            ring.open(context_of(), lost)
+        with pytest.raises(SealBroken):
+            open_(PLACE, lost.token)
+        add_version(ring, STUDY, 1, key_name="second try")
+        assert refuses(ring, context_of(), lost.token)
+        assert open_(PLACE, ring.seal(context_of(), PLAINTEXT).token) == PLAINTEXT
+        assert ring.open(context_of(study_code=OTHER_STUDY), other) == PLAINTEXT
 
     def test_given_at_the_start(self, tmp_path: Path) -> None:
         """A ring is built from the provider and what the database holds."""

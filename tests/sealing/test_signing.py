@@ -94,13 +94,8 @@ class TestNote:
     def test_published_vector(self) -> None:
         """The note and key that the Go package `note` shows in its documentation verify."""
         vkey = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
-        text = (
-            "If you think cryptography is the answer to your problem,\n"
-            "then you don't know what your problem is.\n"
-        )
-        signature = (
-            "x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM="
-        )
+        text = "If you think cryptography is the answer to your problem,\nthen you don't know what your problem is.\n"
+        signature = "x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM="
         note = f"{text}\n\N{EM DASH} PeterNeumann {signature}\n"
         assert verify_note(note, [vkey]) == text
 
