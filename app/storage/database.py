@@ -6,6 +6,7 @@ PostgreSQL: READ COMMITTED and row locks in the order of `custody.md`; unique co
 """
 
 import fcntl
+import hashlib
 import os
 import sqlite3
 import threading
@@ -105,6 +106,11 @@ def _of_sqlite(original: sqlite3.Error) -> Exception:
     if isinstance(original, sqlite3.IntegrityError):
         return IntegrityBroken()
     return DatabaseUnavailable()
+
+
+def _hash_of_uuid(row_id: str, order: int) -> int:
+    key = order.to_bytes(8, "big", signed=True)
+    return int.from_bytes(hashlib.blake2b(row_id.encode(), digest_size=8, key=key).digest(), "big", signed=True)
 
 
 class Database:
@@ -208,9 +214,7 @@ class Database:
             connection.begin()
             tx = Transaction(connection)
             yield tx
-            if tx.is_broken or _was_rolled_back(tx):
-                raise DatabaseUnavailable
-            _commit(connection)
+            _commit(tx)
         except DBAPIError as error:
             _abandon(connection)
             raise _in_our_words(error.orig) from None
@@ -230,7 +234,7 @@ class Database:
         if path is None or self._process_lock is not None:
             return
         lock = open(f"{path}.lock", "a", encoding="utf-8")  # noqa: SIM115, PTH123  # held as long as the process lives
-        os.chmod(lock.fileno(), 0o600)
+        os.fchmod(lock.fileno(), 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -258,7 +262,10 @@ def _was_rolled_back(tx: Transaction) -> bool:
     return not driver.in_transaction
 
 
-def _commit(connection: Connection) -> None:
+def _commit(tx: Transaction) -> None:
+    if tx.is_broken or _was_rolled_back(tx):
+        raise DatabaseUnavailable
+    connection = tx.connection
     notices = connection.connection.record_info.get("notices") if connection.connection.record_info else None
     if notices:
         notices.clear()

@@ -34,6 +34,7 @@ class FileSink:
     def __init__(self, path: Path) -> None:
         """Name the file; it is made at the first checkpoint, and its folder must be there."""
         self.path: Final = path
+        self._name_is_kept = False
 
     def append(self, checkpoint: SunkCheckpoint) -> None:
         """Return once the checkpoint is on the disk; raise ``AuditUnavailable`` when it is not.
@@ -54,20 +55,22 @@ class FileSink:
                 if os.write(descriptor, data) != len(data):
                     raise AuditUnavailable
                 os.fsync(descriptor)
-                if end == 0:
-                    self._keep_name()
+                self._keep_name()
             finally:
                 os.close(descriptor)
         except OSError:
             raise AuditUnavailable from None
 
     def _keep_name(self) -> None:
-        """Make the new file's name durable too: after a power cut the bytes are worth nothing without it."""
+        """Make the file's name durable too, once: after a power cut the bytes of a new file are lost without it."""
+        if self._name_is_kept:
+            return
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+        self._name_is_kept = True
 
     def checkpoints(self) -> Iterator[SunkCheckpoint]:
         """Give the checkpoints in the order of writing; torn lines of a crash are passed over.

@@ -146,9 +146,7 @@ RULES: Final = {
         (_only_resealed("sealed_binding"), _only_once("dispensed_at", "dispensed_by")),
     ),
     "replacement_release": Rule(),
-    "code_break": Rule(
-        ("status", "narrated_at"), (_only_once("narrated_at"), _only_steps("authorised to withheld"))
-    ),
+    "code_break": Rule(("status", "narrated_at"), (_only_once("narrated_at"), _only_steps("authorised to withheld"))),
     "safety_unblinding": Rule(
         ("status", "sealed_subject", "key_version"),
         (_only_resealed("sealed_subject"), _only_steps("authorised to withheld")),
@@ -222,10 +220,9 @@ def _refuse(table: str, name: str, act: str, message: str, when: str | None = No
 
 def _refuse_replacing(table: str, rule: Rule) -> None:
     """On SQLite, look for a row in the way of the new one: by any key, or by the rowid that an insert may name."""
-    keys = [["rowid"], *_keys(table)]
     in_the_way = " OR ".join(
-        f'EXISTS (SELECT 1 FROM "{table}" WHERE ' + " AND ".join(f'"{c}" = NEW."{c}"' for c in key) + ")"
-        for key in keys
+        f'EXISTS (SELECT 1 FROM "{table}" WHERE {_same(key)})'  # noqa: S608  # names of our own; DDL takes no parameters
+        for key in (["rowid"], *_keys(table))
     )
     # A claim's ON CONFLICT DO NOTHING and a replacement look alike from here, and IGNORE is right for both: the row stands.
     action = "IGNORE" if rule.is_claimed else f"ABORT, '{table}: this row is there already'"
@@ -243,6 +240,10 @@ def _any_fixed_differs(table: str, rule: Rule) -> str:
     if not _is_postgresql():
         fixed.append("rowid")
     return " OR ".join(_differs(column) for column in fixed)
+
+
+def _same(columns: list[str]) -> str:
+    return " AND ".join(f'"{column}" = NEW."{column}"' for column in columns)
 
 
 def _keys(table: str) -> list[list[str]]:
