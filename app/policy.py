@@ -235,6 +235,10 @@ def decide(action: Action, principal: Principal | None, study: StudyCode | None,
         if principal.is_machine and action is not Action.SIGN_OUT and action is not Action.READ_SELF:
             raise Forbidden
         return Decision(None, None)
+    return _decide_by_grants(action, principal, study, now)
+
+
+def _decide_by_grants(action: Action, principal: Principal, study: StudyCode | None, now: datetime) -> Decision:
     held = [grant for grant in principal.grants if action in _ANYWHERE or grant.study_code == study]
     if study is not None and not held:
         raise Missing

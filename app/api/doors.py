@@ -98,8 +98,11 @@ class Door:
         self.router: Final = APIRouter(prefix=prefix, tags=[tag], route_class=DoorRoute, responses=PROBLEMS)
 
     def get(
-        self, path: str, action: Action, **options: Any
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # FastAPI's own options
+        self,
+        path: str,
+        action: Action,
+        **options: Any,  # noqa: ANN401  # FastAPI's own options
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Declare a reading route."""
         return self._route("GET", path, action, options)
 
@@ -108,7 +111,7 @@ class Door:
         path: str,
         action: Action,
         status_code: int = 200,
-        **options: Any,  # noqa: ANN401
+        **options: Any,  # noqa: ANN401  # FastAPI's own options
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Declare an acting route."""
         return self._route("POST", path, action, {"status_code": status_code, **options})
@@ -118,7 +121,7 @@ class Door:
         path: str,
         action: Action,
         status_code: int = 204,
-        **options: Any,  # noqa: ANN401
+        **options: Any,  # noqa: ANN401  # FastAPI's own options
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Declare an ending route."""
         return self._route("DELETE", path, action, {"status_code": status_code, **options})

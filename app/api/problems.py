@@ -37,6 +37,8 @@ CHALLENGE: Final = (
 
 MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:snose:problem:"
+_LONGEST_NAME: Final = 60
+"""Longer than any field of ours; a longer one the caller made up."""
 
 
 class MalformedRequest(SnoseError):
@@ -124,8 +126,8 @@ def field_of(location: tuple[int | str, ...]) -> str:
     """Return where a fault lies, in the words of the request: ``kits.3.arm_code``; names the caller made up are left out."""
     parts = [str(part) for part in location if part not in {"body", "path", "query", "header"}]
     return ".".join(
-        part if part.isascii() and part.isprintable() and len(part) <= 60 else "?" for part in parts
-    )  # longer than any field of ours
+        part if part.isascii() and part.isprintable() and len(part) <= _LONGEST_NAME else "?" for part in parts
+    )
 
 
 def of_http(error: HTTPException, request_id: str) -> Response:

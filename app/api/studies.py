@@ -60,7 +60,7 @@ class StudyRequest(Body):
     planned_subjects: Annotated[int, Field(ge=1, le=1_000_000)]
     stock_floor: Annotated[int, Field(ge=1, le=1000)] = 3
     arms: Annotated[list[ArmField], Field(min_length=1, max_length=100)]
-    factors: Annotated[list[FactorField], Field(max_length=100)] = []
+    factors: Annotated[list[FactorField], Field(max_length=100, default_factory=list)]
     stratify_by_site: bool = False
     backup_contact: Text
 

@@ -1,6 +1,6 @@
 """From a database and a key provider to a running deployment; and the making of a new one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from app.domain.entropy import Entropy
@@ -29,8 +29,8 @@ class Surroundings:
     sink: FileSink
     limits: Limits
     clock: Clock = system_clock
-    list_entropy: Entropy = SystemEntropy()
-    entropy: Entropy = SystemEntropy()
+    list_entropy: Entropy = field(default_factory=SystemEntropy)
+    entropy: Entropy = field(default_factory=SystemEntropy)
 
 
 def create_deployment(around: Surroundings, mode: Mode) -> DeploymentRecord:

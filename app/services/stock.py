@@ -2,7 +2,7 @@
 
 The consignment is the soonest-expiring one at the site that still holds the floor of every arm. One that no longer does is
 withdrawn as a whole and never mixed in later. Candidates are opened in a fresh random order until the floor of every arm has been
-seen; the kit is the first of the wanted arm in that order. So the work done depends neither on the arm nor on the size of the stock.
+seen; the kit is the first of the wanted arm in that order. So the work depends neither on the arm nor on the size of the stock.
 """
 
 from collections import Counter
@@ -16,9 +16,10 @@ from zoneinfo import ZoneInfo
 from app.domain.words import ArmCode, SiteCode
 from app.errors import SnoseError, StockInsufficient
 from app.services.audited import Act
-from app.services.evidence import OpenedKit, SealedKit, open_kit
+from app.services.evidence import OpenedKit, open_kit
 from app.storage import kits
 from app.storage.database import Transaction
+from app.storage.kits import SealedKit
 
 _SAMPLE_PER_ARM: Final = 4
 """How many times the floor of each arm the first sample holds, so that it nearly always suffices."""

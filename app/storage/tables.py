@@ -326,7 +326,7 @@ kit = _of_study(
     UniqueConstraint("study_id", "kit_code"),
     ForeignKeyConstraint(["study_id", "consignment_id"], ["consignment.study_id", "consignment.consignment_id"]),
 )
-# Carries what is pooled and nothing of the arm; only kits in stock are in it, so that used ones cost nothing (goals, "What the measurements taught").
+# Carries what is pooled and nothing of the arm; only kits in stock are in it, so that used ones cost nothing.
 Index(
     "ix_kit_in_stock",
     kit.c.study_id,
