@@ -36,8 +36,7 @@ def _next_product(product: int, value: int) -> int:
 # What one character does to the state, as tables: a million codes pass through here in one consignment of a
 # large trial.
 _STEP: Final[tuple[Mapping[str, int], ...]] = tuple(
-    {character: _next_product(product, value) for character, value in _VALUE.items()}
-    for product in range(_BASE + 1)
+    {character: _next_product(product, value) for character, value in _VALUE.items()} for product in range(_BASE + 1)
 )
 _CHECK: Final = tuple(ALPHABET[(1 - product) % _BASE] for product in range(_BASE + 1))
 
@@ -56,11 +55,7 @@ def check_character(body: str) -> str:
 
 def is_valid(code: str) -> bool:
     """Return whether ``code`` is in the alphabet and ends in its check character."""
-    return (
-        len(code) > 1
-        and all(character in _VALUE for character in code)
-        and check_character(code[:-1]) == code[-1]
-    )
+    return len(code) > 1 and all(character in _VALUE for character in code) and check_character(code[:-1]) == code[-1]
 
 
 def normalise_kit_code(text: str) -> KitCode:
@@ -78,13 +73,11 @@ def normalise_kit_code(text: str) -> KitCode:
 
 
 def draw_kit_codes(entropy: Entropy, count: int, taken: Container[str]) -> list[KitCode]:
-    """Return ``count`` new kit codes, different from each other and from ``taken``, in random order (rule B4)."""
+    """Return ``count`` new kit codes, new to each other and to ``taken``, in random order (rule B4)."""
     return cast("list[KitCode]", _draw(entropy, "kit-code", KIT_CODE_LENGTH, count, taken))
 
 
-def draw_randomization_numbers(
-    entropy: Entropy, count: int, taken: Container[str]
-) -> list[RandomizationNumber]:
+def draw_randomization_numbers(entropy: Entropy, count: int, taken: Container[str]) -> list[RandomizationNumber]:
     """Return ``count`` new randomization numbers, different from each other and from ``taken``.
 
     Rules B4 and A4, BLD-04. Their chance is the service's own, apart from the allocation streams (rule A4).
@@ -147,7 +140,7 @@ def runs_moments(counts: Sequence[int]) -> tuple[float, float]:
 
 
 def _exact_runs_p(counts: Sequence[int], runs: int) -> float:
-    """Return the two-sided p-value, twice the smaller tail, by counting the orders with each number of runs."""
+    """Return the two-sided p-value, twice the smaller tail, by counting orders by their runs."""
     n = sum(counts)
     # pieces[t]: ways to cut each label's things into pieces and to line up all t pieces; equal neighbours
     # allowed.

@@ -134,9 +134,7 @@ class QualityReport:
         return BlindedQuality(self.passed, len(self.strata), verdicts)
 
 
-def quality_report(
-    spec: Specification, strata: Iterable[tuple[StratumSpec, Iterable[SlotPlan]]]
-) -> QualityReport:
+def quality_report(spec: Specification, strata: Iterable[tuple[StratumSpec, Iterable[SlotPlan]]]) -> QualityReport:
     """Return the report on a list, given stratum by stratum and slot by slot.
 
     ``spec`` must have passed ``validate``. Nothing about the slots is taken for granted: whatever is wrong
@@ -174,9 +172,7 @@ def quality_report(
             _verdict("blocks", blocks, (tally.block_faults, 0, 0)),
             # Whole blocks balance exactly; a cut one lacks at most the share that an arm has in the largest
             # block.
-            _verdict(
-                "balance", len(figures), (tally.imbalance, 0, largest_share * (spec.fill is Fill.OVERRUN))
-            ),
+            _verdict("balance", len(figures), (tally.imbalance, 0, largest_share * (spec.fill is Fill.OVERRUN))),
             # Two neighbouring blocks can put all their slots of one arm side by side; no run spans a third.
             _verdict("longest_run", slots, (tally.longest_run, 0, 2 * largest_share)),
             size_verdict,
@@ -304,9 +300,7 @@ class _Tally:
 
     def _expect_runs(self, size: int, count: int, *, joins: bool) -> None:
         """Add the runs that the first ``count`` slots of a block should have: one, and one at each change."""
-        same = sum(share * (share - 1) for share in self.shares.get(size, {}).values()) / max(
-            1, size * (size - 1)
-        )
+        same = sum(share * (share - 1) for share in self.shares.get(size, {}).values()) / max(1, size * (size - 1))
         same_across = sum(ratio**2 for ratio in self.ratios.values()) / self.ratio_sum**2
         self.expected_runs += 1 + (count - 1) * (1 - same) - joins * same_across
 
@@ -347,15 +341,11 @@ def _judge_sizes(tally: _Tally) -> tuple[tuple[BlockSizeFigures, ...], Verdict]:
     """Return the counts of block sizes beside the law of rule A3."""
     spec = tally.spec
     total = sum(spec.block_size_weights)
-    chances = {
-        size: weight / total for size, weight in zip(spec.block_sizes, spec.block_size_weights, strict=True)
-    }
+    chances = {size: weight / total for size, weight in zip(spec.block_sizes, spec.block_size_weights, strict=True)}
     mean_size = sum(size * chance for size, chance in chances.items())
     found, figures = [], []
     for size, chance in chances.items():
-        moments = _count_moments(
-            tuple(chances.items()), size, spec.fill, tuple(sorted(Counter(tally.lengths).items()))
-        )
+        moments = _count_moments(tuple(chances.items()), size, spec.fill, tuple(sorted(Counter(tally.lengths).items())))
         expected, variance = moments
         # One draw moves the count by itself and, through the length it uses up, the number of draws to come.
         step = max(abs((other == size) - chance * other / mean_size) for other in chances)
@@ -436,9 +426,7 @@ def _judge_runs(tally: _Tally) -> Verdict:
         expected += blocks * mean
         variance += blocks * spread
         step = max(step, mean - len(shares), size - mean)
-    return _verdict(
-        "runs", tally.sound.total(), (tally.runs_within.total(), expected, _limit(variance, step))
-    )
+    return _verdict("runs", tally.sound.total(), (tally.runs_within.total(), expected, _limit(variance, step)))
 
 
 def _judge_guesses(tally: _Tally) -> Verdict:

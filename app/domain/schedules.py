@@ -41,7 +41,7 @@ LEAST_CHANCE_TO_FILL: Final = 0.01
 SMALL_BLOCK_SIZE: Final = 8
 """A fixed block up to this size is easily counted along by one site (rule A11)."""
 LEAST_BLOCKS_PER_STRATUM: Final = 2
-"""With fewer blocks to a stratum on average, about a quarter of the subjects stands in incomplete ones (SEQ-13)."""
+"""With fewer blocks to a stratum, a quarter of the subjects may stand in incomplete ones (SEQ-13)."""
 
 # At a chance to fill of 1 % so many failures in a row have a probability below 1e-43: only a specification
 # that was never validated gets here, and it must not keep a worker for ever.
@@ -91,7 +91,7 @@ class Specification:
     strata: tuple[StratumSpec, ...]
 
     def document(self) -> dict[str, Any]:
-        """Return the specification as JSON values, whose canonical form is what its leaf commits to (rule A8)."""
+        """Return the specification as JSON values; its leaf commits to their canonical form (rule A8)."""
         return {
             "study_code": self.study_code,
             "mode": self.mode.value,
@@ -106,9 +106,7 @@ class Specification:
                 {
                     "factor_code": factor.factor_code,
                     "label": factor.label,
-                    "levels": [
-                        {"level_code": level.level_code, "label": level.label} for level in factor.levels
-                    ],
+                    "levels": [{"level_code": level.level_code, "label": level.label} for level in factor.levels],
                 }
                 for factor in self.factors
             ],
@@ -136,13 +134,9 @@ class Specification:
         try:
             specification = msgspec.convert(document, cls)
         except msgspec.ValidationError as error:
-            raise InvalidSpecification(
-                f"The document is no specification: {error}.", "specification"
-            ) from error
+            raise InvalidSpecification(f"The document is no specification: {error}.", "specification") from error
         if specification.document() != document:
-            raise InvalidSpecification(
-                "The document holds fields that no specification has.", "specification"
-            )
+            raise InvalidSpecification("The document holds fields that no specification has.", "specification")
         return specification
 
 
@@ -193,9 +187,7 @@ def enumerate_strata(
     _require(count <= MAX_STRATA, f"{count} strata are more than {MAX_STRATA}.", "strata")
     choices = [[(factor.factor_code, level.level_code) for level in factor.levels] for factor in factors]
     cells = {stratum_code(site, levels): (site, levels) for site in sites for levels in product(*choices)}
-    length_of = (
-        dict.fromkeys(cells, lengths) if isinstance(lengths, int) else _named_lengths(factors, cells, lengths)
-    )
+    length_of = dict.fromkeys(cells, lengths) if isinstance(lengths, int) else _named_lengths(factors, cells, lengths)
     return tuple(StratumSpec(code, site, levels, length_of[code]) for code, (site, levels) in cells.items())
 
 
@@ -295,9 +287,7 @@ def _validate_arms(arms: Sequence[Arm]) -> None:
 
 
 def _validate_factors(factors: Sequence[Factor]) -> None:
-    _require(
-        len(factors) <= MAX_FACTORS, f"A list has at most {MAX_FACTORS} stratification factors.", "factors"
-    )
+    _require(len(factors) <= MAX_FACTORS, f"A list has at most {MAX_FACTORS} stratification factors.", "factors")
     _require_distinct([factor.factor_code for factor in factors], "factors", "factor code")
     for factor in factors:
         _require_code(_CODE, factor.factor_code, "factors", "factor code")
@@ -315,9 +305,7 @@ def _validate_factors(factors: Sequence[Factor]) -> None:
 def _validate_blocks(spec: Specification) -> None:
     sizes, weights = spec.block_sizes, spec.block_size_weights
     ratio_sum = sum(arm.ratio for arm in spec.arms)
-    _require(
-        1 <= len(sizes) <= MAX_BLOCK_SIZES, f"A list has 1 to {MAX_BLOCK_SIZES} block sizes.", "block_sizes"
-    )
+    _require(1 <= len(sizes) <= MAX_BLOCK_SIZES, f"A list has 1 to {MAX_BLOCK_SIZES} block sizes.", "block_sizes")
     _require(len(set(sizes)) == len(sizes), "A block size is there twice.", "block_sizes")
     for size in sizes:
         _require(
@@ -327,9 +315,7 @@ def _validate_blocks(spec: Specification) -> None:
         )
         message = f"A block of {size} is no multiple of {ratio_sum}, the sum of the ratios."
         _require(size % ratio_sum == 0, message, "block_sizes")
-    _require(
-        len(weights) == len(sizes), "There must be one weight for each block size.", "block_size_weights"
-    )
+    _require(len(weights) == len(sizes), "There must be one weight for each block size.", "block_size_weights")
     sound = all(1 <= weight <= MAX_WEIGHT for weight in weights)
     _require(sound, f"A weight is a whole number from 1 to {MAX_WEIGHT}.", "block_size_weights")
 
@@ -404,9 +390,7 @@ def _chances_to_fill(sizes: Sequence[int], weights: Sequence[int], lengths: set[
             # on.
             if max(window) - min(window) < _SETTLED:
                 break
-    return {
-        length: 0.0 if length % step else found.get(length // step, window[-1]) for length in sorted(lengths)
-    }
+    return {length: 0.0 if length % step else found.get(length // step, window[-1]) for length in sorted(lengths)}
 
 
 # -- what is warned of ---------------------------------------------------------------------------------------
@@ -423,19 +407,18 @@ def warnings(spec: Specification, site_count: int, planned_subjects: int | None 
     one_site = site_count == 1 or spec.stratify_by_site
     if len(spec.block_sizes) == 1 and spec.block_sizes[0] <= SMALL_BLOCK_SIZE and one_site:
         found.append(
-            f"One fixed block size of {spec.block_sizes[0]} within one site is predictable: whoever counts or guesses "
-            "the past allocations can foretell the end of each block. Use several block sizes."
+            f"One fixed block size of {spec.block_sizes[0]} within one site is predictable: whoever "
+            "counts or guesses past allocations can foretell the end of each block. Use several block sizes."
         )
-    weighted = sum(
-        size * weight for size, weight in zip(spec.block_sizes, spec.block_size_weights, strict=True)
-    )
+    weighted = sum(size * weight for size, weight in zip(spec.block_sizes, spec.block_size_weights, strict=True))
     mean_block = weighted / sum(spec.block_size_weights)
     planned = sum(stratum.length for stratum in spec.strata) if planned_subjects is None else planned_subjects
     blocks = planned / len(spec.strata) / mean_block
     if len(spec.strata) > 1 and blocks < LEAST_BLOCKS_PER_STRATUM:
         found.append(
-            f"{planned} subjects in {len(spec.strata)} strata fill {blocks:.1f} blocks of each on average: many "
-            "blocks will stay incomplete, and the arms may differ in number. Use fewer strata or smaller blocks."
+            f"{planned} subjects in {len(spec.strata)} strata fill {blocks:.1f} blocks of each on "
+            "average: many blocks will stay incomplete, and the arms may differ in number. "
+            "Use fewer strata or smaller blocks."
         )
     return tuple(found)
 
@@ -467,9 +450,7 @@ def _draw_sizes(spec: Specification, stream: Stream, slots: int) -> list[int]:
     """Return the sizes of all blocks, drawn before the first shuffle."""
     # One entry for each unit of weight: the draw is the index.
     table = [
-        size
-        for size, weight in zip(spec.block_sizes, spec.block_size_weights, strict=True)
-        for _ in range(weight)
+        size for size, weight in zip(spec.block_sizes, spec.block_size_weights, strict=True) for _ in range(weight)
     ]
     largest = max(table)
     for _ in range(_FILL_ATTEMPTS):
@@ -489,13 +470,10 @@ def _draw_sizes(spec: Specification, stream: Stream, slots: int) -> list[int]:
     raise InvalidSpecification("The blocks do not fill the length exactly.", "length_per_stratum")
 
 
-def _shuffle_blocks(
-    arms: Sequence[Arm], sizes: Sequence[int], slots: int, stream: Stream
-) -> Iterator[BlockPlan]:
+def _shuffle_blocks(arms: Sequence[Arm], sizes: Sequence[int], slots: int, stream: Stream) -> Iterator[BlockPlan]:
     ratio_sum = sum(arm.ratio for arm in arms)
     unshuffled = {
-        size: [arm.arm_code for arm in arms for _ in range(arm.ratio * size // ratio_sum)]
-        for size in set(sizes)
+        size: [arm.arm_code for arm in arms for _ in range(arm.ratio * size // ratio_sum)] for size in set(sizes)
     }
     left = slots
     for block, size in enumerate(sizes):

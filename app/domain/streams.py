@@ -1,4 +1,4 @@
-"""Chance as a value: a stream that a label names and SHAKE-256 expands (rule A4; byte by byte in algorithm.md)."""
+"""Chance as a value: a stream that a label names and SHAKE-256 expands (rule A4, algorithm.md)."""
 
 import hashlib
 import sys
@@ -57,7 +57,7 @@ class Stream:
         return [word % n for word in words]
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
-        """Return the items in an order drawn from the stream, each equally likely (Fisher-Yates, from the end)."""
+        """Return the items in an order drawn from the stream, each equally likely (Fisher-Yates)."""
         order = list(items)
         left = len(order)
         if left <= 1:
