@@ -3,10 +3,11 @@
 Blinded and unblinded answers are different types; a blinded type has no field that could hold an arm (rule B1).
 """
 
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
 from fastapi import Path, Query
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints
 
 from app.domain.codes import normalise_kit_code
 from app.domain.words import subject_key
@@ -60,6 +61,10 @@ IdPath = Annotated[
 ]
 Limit = Annotated[int, Query(ge=1, le=500, description="how many items at most")]
 Cursor = Annotated[str | None, Query(max_length=400, pattern=r"^[A-Za-z0-9_.-]+$", description="where to go on")]
+
+
+Time = Annotated[datetime, PlainSerializer(datetime.isoformat, return_type=str, when_used="json")]
+"""ISO 8601 in UTC, with the offset written out."""
 
 
 class Body(BaseModel):

@@ -1,6 +1,5 @@
 """Studies and their sites."""
 
-from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -17,6 +16,7 @@ from app.api.schemas import (
     StudyCodeField,
     StudyPath,
     Text,
+    Time,
 )
 from app.domain.studies import StudyDefinition
 from app.domain.words import Action, Arm, ArmCode, Factor, Level, SiteCode, StudyCode, StudyStatus
@@ -124,7 +124,7 @@ class StudyRead(Answer):
     factors: list[FactorRead]
     stratify_by_site: bool
     backup_contact: str
-    registered_at: datetime
+    registered_at: Time
 
 
 class SiteRequest(Body):
@@ -142,7 +142,7 @@ class SiteRead(Answer):
     name: str
     timezone: str
     is_active: bool
-    added_at: datetime
+    added_at: Time
 
 
 class StatusRequest(Body):

@@ -86,7 +86,6 @@ def register_study(ctx: RequestContext, wanted: StudyDefinition) -> RegisteredSt
             wanted.title, wanted.blinding, wanted.planned_subjects, act.now, wanted.arms, wanted.factors
         )
         studies.add_study(act.tx, head, definition, wrapped)
-        deployment.ring.add_study_key(wanted.study_code, 1, wrapped)
         act.head = head
         standing = people.list_holders(act.tx, wanted.study_code)
         act.note(

@@ -171,6 +171,22 @@ def list_entries_of_action(
     return [Entry(row.segment, row.log_index, row.body, row.leaf_hash) for row in rows]
 
 
+def list_receipts(
+    tx: Transaction, study_id: UUID, action: Action, subjects: Collection[SubjectKey]
+) -> Mapping[SubjectKey, tuple[int, str]]:
+    """Return index and leaf hash of the first entry of an action that was done for each subject."""
+    rows = tx.execute(
+        select(_e.subject_key, _e.log_index, _e.leaf_hash, _e.body)
+        .where(_e.study_id == study_id, _e.subject_key.in_(list(subjects)), _e.action == action)
+        .order_by(_e.segment.desc(), _e.log_index.desc())
+    )
+    return {
+        row.subject_key: (row.log_index, row.leaf_hash.hex())
+        for row in rows
+        if json.loads(row.body)["outcome"] == "done"
+    }
+
+
 def find_restricted(tx: Transaction, study_id: UUID, segment: int, log_index: int) -> Sealed | None:
     """Return the sealed restricted part of an entry, or None when it has none or it was erased."""
     token = tx.execute(

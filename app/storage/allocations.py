@@ -1,0 +1,174 @@
+"""Allocations: which slot a subject has, and what was flagged since. Nothing here is ever deleted or done anew."""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Row, and_, bindparam, insert, or_, select
+
+from app.domain.sealed import Sealed
+from app.domain.words import KitCode, KitStatus, RandomizationNumber, SiteCode, SubjectId, SubjectKey
+from app.errors import Missing
+from app.storage import tables
+from app.storage.database import Transaction
+
+_a = tables.allocation.c
+_f = tables.subject_flag.c
+_k = tables.kit.c
+_ka = tables.kit_assignment.c
+_b = tables.code_break.c
+
+_CURRENT: Final = (KitStatus.ASSIGNED, KitStatus.DISPENSED)
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """A subject's allocation as it is stored: a place in a list, and a sealed binding."""
+
+    allocation_id: UUID
+    subject_key: SubjectKey
+    subject_id: SubjectId
+    site_code: SiteCode
+    stratum_id: UUID
+    ordinal: int
+    schedule_id: UUID
+    position: int
+    randomization_number: RandomizationNumber
+    strata_used: Mapping[str, str]
+    allocated_by: str
+    reported_user: str | None
+    allocated_at: datetime
+    sealed_binding: Sealed
+    key_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectFlag:
+    """Something said of an allocation afterwards: kept beside it, never instead of it (rule C7)."""
+
+    flag_id: UUID
+    subject_key: SubjectKey
+    kind: str
+    detail: Mapping[str, Any]
+    flagged_at: datetime
+    flagged_by: str
+
+
+_ADD: Final = insert(tables.allocation)
+_ALLOCATION: Final = select(*(_a[name] for name in Allocation.__dataclass_fields__))
+_FIND: Final = _ALLOCATION.where(_a.study_id == bindparam("study_id"), _a.subject_key == bindparam("subject_key"))
+
+
+def add_allocation(tx: Transaction, study_id: UUID, allocation: Allocation) -> None:
+    """Record an allocation; the unique constraints are the last line against a second one or a used slot."""
+    row = {name: getattr(allocation, name) for name in Allocation.__dataclass_fields__}
+    row["strata_used"] = json.dumps(allocation.strata_used)
+    row["sealed_binding"] = allocation.sealed_binding.token
+    tx.execute(_ADD, {"study_id": study_id} | row)
+
+
+def _allocation(row: Row[Any]) -> Allocation:
+    values = {name: getattr(row, name) for name in Allocation.__dataclass_fields__}
+    values["strata_used"] = json.loads(row.strata_used)
+    values["sealed_binding"] = Sealed(row.sealed_binding)
+    return Allocation(**values)
+
+
+def find_allocation(tx: Transaction, study_id: UUID, subject_key: SubjectKey) -> Allocation | None:
+    """Return a subject's allocation, or None."""
+    row = tx.execute(_FIND, {"study_id": study_id, "subject_key": subject_key}).one_or_none()
+    return None if row is None else _allocation(row)
+
+
+def get_allocation(
+    tx: Transaction, study_id: UUID, subject_key: SubjectKey, sites: Collection[SiteCode] | None
+) -> Allocation:
+    """Return the allocation of a subject at one of the sites (None: any); raise ``Missing``, foreign like unknown (USR-21)."""
+    query = _FIND if sites is None else _FIND.where(_a.site_code.in_(list(sites)))
+    row = tx.execute(query, {"study_id": study_id, "subject_key": subject_key}).one_or_none()
+    if row is None:
+        raise Missing
+    return _allocation(row)
+
+
+def list_allocations(
+    tx: Transaction,
+    study_id: UUID,
+    sites: Collection[SiteCode] | None,
+    after: tuple[datetime, UUID] | None,
+    until: datetime,
+    limit: int,
+) -> list[Allocation]:
+    """Return allocations in the order of time, behind ``after`` and not later than ``until``."""
+    query = _ALLOCATION.where(_a.study_id == study_id, _a.allocated_at <= until)
+    if sites is not None:
+        query = query.where(_a.site_code.in_(list(sites)))
+    if after is not None:
+        at, allocation_id = after
+        query = query.where(
+            or_(_a.allocated_at > at, and_(_a.allocated_at == at, _a.allocation_id > allocation_id))
+        )
+    rows = tx.execute(query.order_by(_a.allocated_at, _a.allocation_id).limit(limit))
+    return [_allocation(row) for row in rows]
+
+
+def list_kit_codes(
+    tx: Transaction, study_id: UUID, subjects: Collection[SubjectKey]
+) -> Mapping[SubjectKey, list[KitCode]]:
+    """Return the kits that each subject has now, the first assigned first: those assigned or dispensed, not replaced or returned."""
+    rows = tx.execute(
+        select(_ka.subject_key, _k.kit_code)
+        .join_from(
+            tables.kit_assignment, tables.kit, and_(_k.study_id == _ka.study_id, _k.kit_id == _ka.kit_id)
+        )
+        .where(
+            _ka.study_id == study_id,
+            _ka.subject_key.in_(list(subjects)),
+            _k.status.in_(_CURRENT),
+        )
+        .order_by(_ka.assigned_at, _ka.assignment_id)
+    )
+    codes: dict[SubjectKey, list[KitCode]] = {subject: [] for subject in subjects}
+    for row in rows:
+        codes[row.subject_key].append(row.kit_code)
+    return codes
+
+
+def add_flag(tx: Transaction, study_id: UUID, flag: SubjectFlag) -> None:
+    """Record a flag."""
+    row = {name: getattr(flag, name) for name in SubjectFlag.__dataclass_fields__}
+    tx.execute(insert(tables.subject_flag), {"study_id": study_id} | row | {"detail": json.dumps(flag.detail)})
+
+
+def list_flags(
+    tx: Transaction, study_id: UUID, subjects: Collection[SubjectKey]
+) -> Mapping[SubjectKey, list[SubjectFlag]]:
+    """Return the flags of each subject, in the order of time."""
+    rows = tx.execute(
+        select(*(_f[name] for name in SubjectFlag.__dataclass_fields__))
+        .where(_f.study_id == study_id, _f.subject_key.in_(list(subjects)))
+        .order_by(_f.flagged_at, _f.flag_id)
+    )
+    flags: dict[SubjectKey, list[SubjectFlag]] = {subject: [] for subject in subjects}
+    for row in rows:
+        flags[row.subject_key].append(
+            SubjectFlag(
+                row.flag_id, row.subject_key, row.kind, json.loads(row.detail), row.flagged_at, row.flagged_by
+            )
+        )
+    return flags
+
+
+def list_unblinded(
+    tx: Transaction, study_id: UUID, subjects: Collection[SubjectKey]
+) -> Mapping[SubjectKey, datetime]:
+    """Return when the code of each subject was first broken, withheld answers included (rule D4)."""
+    rows = tx.execute(
+        select(_b.subject_key, _b.broken_at)
+        .where(_b.study_id == study_id, _b.subject_key.in_(list(subjects)))
+        .order_by(_b.broken_at.desc())
+    )
+    return {row.subject_key: row.broken_at for row in rows}
