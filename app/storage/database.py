@@ -25,6 +25,8 @@ from app.errors import DatabaseUnavailable, IntegrityBroken, UnsafeSetting
 _LOCK_TIMEOUT_MS: Final = 5_000
 _TRY_AGAIN_STATES: Final = frozenset({"40001", "40P01", "55P03"})
 _NOT_REPLICATED: Final = "01000"
+# Else psycopg's cursor is closed before anybody can ask how many rows an INSERT ... ON CONFLICT DO NOTHING has put in.
+_ROWCOUNT: Final = {"preserve_rowcount": True}
 _UNIQUE_STATE: Final = "23505"
 _REFUSED_STATE: Final = "SN001"
 _UNIQUE_CODES: Final = frozenset(
@@ -140,6 +142,7 @@ class Database:
             pool_timeout=10,
             pool_use_lifo=True,
             hide_parameters=True,
+            execution_options=_ROWCOUNT,
             connect_args={"connect_timeout": 5, "options": f"-c lock_timeout={_LOCK_TIMEOUT_MS}"},
         )
 
@@ -161,6 +164,7 @@ class Database:
             pool_size=1,
             max_overflow=4,
             hide_parameters=True,
+            execution_options=_ROWCOUNT,
             connect_args={"check_same_thread": False, "timeout": 5},
         )
 
