@@ -299,9 +299,7 @@ class Trust:
             raise Difference("malformed", f"{what} is signed, but {error}.") from None
 
 
-def _build_trust(
-    given: Sequence[str], listed: Sequence[str], handovers: Sequence[str], report: Report
-) -> Trust:
+def _build_trust(given: Sequence[str], listed: Sequence[str], handovers: Sequence[str], report: Report) -> Trust:
     """Return the keys that count, and note keys and handovers that do not hold together."""
     trust = Trust()
     for vkey in [*given, *listed]:
@@ -318,6 +316,8 @@ def _build_trust(
         for vkey in (vkey for pair in grown for vkey in pair):
             trust.add(vkey)
     for vkey in listed:
+        if listed.count(vkey) > 1:
+            report.add("duplicate", f"The file lists the key {_short(vkey)} twice.")
         if vkey not in trust:
             message = f"The file lists the key {_short(vkey)}, which no handover ties to a key that counts."
             report.add("unknown_key", message)
@@ -518,11 +518,11 @@ class _Log:
         except ValueError:
             node = b""
         if line[-_TAIL:] != b'%b%b"}\n' % (_HASH, node.hex().encode()):
-            self.fault(
-                "malformed", self.count, f"The line of entry {self.count} is not an entry with its hash."
-            )
+            self.fault("malformed", self.count, f"The line of entry {self.count} is not an entry with its hash.")
             return leaf(line)
-        message = f"The text of entry {self.count} does not have the hash under which it was stored: one of them was changed."
+        message = (
+            f"The text of entry {self.count} does not have the hash under which it was stored: one of them was changed."
+        )
         self.fault("entry_altered", self.count, message)
         return node
 
@@ -537,14 +537,10 @@ class _Log:
                 index, at, log, action = _read_slowly(text)
             datetime.fromisoformat(at)
         except ValueError as error:
-            self.fault(
-                "malformed", self.count, f"Entry {self.count} is not the canonical text of an entry: {error}."
-            )
+            self.fault("malformed", self.count, f"Entry {self.count} is not the canonical text of an entry: {error}.")
             return None
         if log != self.origin:
-            self.fault(
-                "wrong_log", self.count, f"Entry {self.count} belongs to the log {log}, not to {self.origin}."
-            )
+            self.fault("wrong_log", self.count, f"Entry {self.count} belongs to the log {log}, not to {self.origin}.")
         if index != self.count:
             self._misplaced(index, node)
         if at < self.last_at:
@@ -576,17 +572,17 @@ class _Log:
         surplus = self.count - self.checkpoint.size
         if index > place and not self.found_later and surplus <= 0:
             which = f"Entry {place} is" if index == place + 1 else f"Entries {place} to {index - 1} are"
-            self.fault("entry_missing", place, f"{which} missing: entry {index} stands at place {place}.")
+            kind, message = "entry_missing", f"{which} missing: entry {index} stands at place {place}."
         elif index > place and surplus <= 0:
-            message = (
-                f"The order was changed: entry {index} stands at place {place}, and entry {place} later."
-            )
-            self.fault("entry_moved", place, message)
+            kind = "entry_moved"
+            message = f"The order was changed: entry {index} stands at place {place}, and entry {place} later."
         elif index < place and self.leaves[index * _HASH_SIZE : (index + 1) * _HASH_SIZE] == node:
-            self.fault("entry_duplicated", place, f"Entry {index} stands a second time, at place {place}.")
+            kind, message = "entry_duplicated", f"Entry {index} stands a second time, at place {place}."
         else:
-            message = f"An entry was put in at place {min(index, place)} or {place}: a second one says that it is number {index}."
-            self.fault("entry_inserted", place, message)
+            kind = "entry_inserted"
+            message = f"An entry was put in at place {place} or before it: it says that it is number {index}."
+        # It explains whatever else is wrong at this place, so it is named first.
+        self.faults.insert(0, Finding(kind, message, self.origin, place))
 
     def sound_until(self) -> int:
         """Return the size up to which no single entry is at fault."""
@@ -665,15 +661,11 @@ class _TrailReader:
         try:
             header = _DECODER.decode(line.decode())
         except (ValueError, RecursionError):
-            raise Difference(
-                "malformed", f"Line {number} is neither an entry nor the header of a log."
-            ) from None
+            raise Difference("malformed", f"Line {number} is neither an entry nor the header of a log.") from None
         if not isinstance(header, dict) or header.get("snose_trail_export") != 1:
             raise Difference("malformed", f"{place} is not that of a trail export of version 1.")
         origin, size = _text(header, "origin", place), _int(header, "size", place)
-        trust = _build_trust(
-            self.given, _texts(header, "keys", place), _texts(header, "handovers", place), self.report
-        )
+        trust = _build_trust(self.given, _texts(header, "keys", place), _texts(header, "handovers", place), self.report)
         self._check_origin(origin, trust)
         note = _text(header, "checkpoint", place)
         self.signed = True
@@ -699,20 +691,14 @@ class _TrailReader:
 
     def _check_origin(self, origin: str, trust: Trust) -> None:
         base, _, _ = origin.partition("~")
-        if (
-            self.origins
-            and origin != f"{base}~{len(self.origins) + 1}"
-            and origin != _next_origin(self.origins[-1])
-        ):
+        if self.origins and origin != f"{base}~{len(self.origins) + 1}" and origin != _next_origin(self.origins[-1]):
             self.report.add("wrong_log", f"The log {origin} does not continue {self.origins[-1]}.", origin)
         if self.origins and base != self.origins[0].partition("~")[0]:
             self.report.add("wrong_log", f"The log {origin} is not of {self.origins[0]}.", origin)
         self.origins.append(origin)
         name = "/".join(origin.split("/")[:2])
         if trust and trust.names() != {name}:
-            self.report.add(
-                "unknown_key", f"The log {origin} is signed by keys of another name than {name}.", origin
-            )
+            self.report.add("unknown_key", f"The log {origin} is signed by keys of another name than {name}.", origin)
 
     def _weigh(self, origin: str, trust: Trust) -> None:
         """Verify the evidence about this log before its entries stream by."""
@@ -746,9 +732,7 @@ class _TrailReader:
         root = log.roots.get(size)
         agrees = root == log.checkpoint.root
         held = sorted(self.held.get(log.origin, []))
-        matched = max(
-            (at.size for at, _ in held if at.size <= log.count and log.roots[at.size] == at.root), default=0
-        )
+        matched = max((at.size for at, _ in held if at.size <= log.count and log.roots[at.size] == at.root), default=0)
         if root is not None and not agrees:
             message = (
                 f"The {size} entries do not give the root that was signed: one or more of the entries "
@@ -762,9 +746,7 @@ class _TrailReader:
         self.report.vouched[log.origin] = max(vouched, default=0)
         self.log = None
 
-    def _compare(
-        self, log: _Log, held: Sequence[tuple[Checkpoint, str]], matched: int, *, agrees: bool
-    ) -> None:
+    def _compare(self, log: _Log, held: Sequence[tuple[Checkpoint, str]], matched: int, *, agrees: bool) -> None:
         """Hold the log against the evidence: nobody may have seen more of it, or anything else."""
         beyond = [(at, place) for at, place in held if at.size > max(log.count, log.checkpoint.size)]
         if beyond:
@@ -793,9 +775,7 @@ class _TrailReader:
                 message = f"{one.place} is of the log {origin}, which the export leaves out."
                 self.report.add("rolled_back", message, origin)
             else:
-                self.report.warnings.append(
-                    f"{one.place} is of the earlier log {origin}, which the export leaves out."
-                )
+                self.report.warnings.append(f"{one.place} is of the earlier log {origin}, which the export leaves out.")
 
 
 def _range_of(log: _Log, held: Sequence[tuple[Checkpoint, str]], matched: int) -> str:
@@ -961,10 +941,7 @@ def recompute_stratum(
 ) -> list[tuple[str, int, int]]:
     """Return (arm, block, block size) of each slot of a stratum from the seed; raises Difference for a bad document."""
     place = "The specification"
-    arms = [
-        (_text(arm, "arm_code", place), _int(arm, "ratio", place))
-        for arm in _list(specification, "arms", place)
-    ]
+    arms = [(_text(arm, "arm_code", place), _int(arm, "ratio", place)) for arm in _list(specification, "arms", place)]
     sizes, weights = _numbers(specification, "block_sizes"), _numbers(specification, "block_size_weights")
     fill, length = _text(specification, "fill", place), _int(stratum, "length", place)
     ratio_sum = sum(ratio for _, ratio in arms)
@@ -1002,9 +979,7 @@ def _numbers(specification: Mapping[str, Any], name: str) -> list[int]:
     return values
 
 
-def _draw_sizes(
-    words: _Words, sizes: Sequence[int], weights: Sequence[int], slots: int, *, exact: bool
-) -> list[int]:
+def _draw_sizes(words: _Words, sizes: Sequence[int], weights: Sequence[int], slots: int, *, exact: bool) -> list[int]:
     for _ in range(_MOST_DRAWS):
         drawn: list[int] = []
         total = 0
@@ -1130,9 +1105,7 @@ class _Package:
         except _BAD_ZIP as error:
             raise Difference("malformed", f"{name} cannot be read: {error}.") from None
         if digest.hexdigest() != expected:
-            raise Difference(
-                "file_altered", f"{name} is not the file that the manifest names: it was changed."
-            )
+            raise Difference("file_altered", f"{name} is not the file that the manifest names: it was changed.")
 
     def check_signature(self) -> None:
         """Verify the signature of the manifest."""
@@ -1162,9 +1135,7 @@ class _Package:
             listed, handovers = [], []
         self.trust = _build_trust(given, listed, handovers, self.report)
         if self.trust and self.trust.names() != {f"snose/{self.deployment}"}:
-            self.report.add(
-                "unknown_key", f"The package of {self.deployment} is signed by keys of another name."
-            )
+            self.report.add("unknown_key", f"The package of {self.deployment} is signed by keys of another name.")
         return [*given] or listed[:1]
 
     def check_trail(self, keys: Sequence[str], evidence: Sequence[Evidence], advance: Advance) -> None:
@@ -1188,13 +1159,9 @@ class _Package:
 
     def _entry(self, action: str, name: str, value: str, root: bytes, what: str) -> tuple[str, int]:
         """Return the place of the one entry that made a commitment known; raises Difference."""
-        found = [
-            one for one in self.entries.get(action, []) if (one.entry["target"] or {}).get(name) == value
-        ]
+        found = [one for one in self.entries.get(action, []) if (one.entry["target"] or {}).get(name) == value]
         if len(found) != 1:
-            raise Difference(
-                "entry_not_found", f"{what}: the trail has {len(found)} entries {action} of it, not one."
-            )
+            raise Difference("entry_not_found", f"{what}: the trail has {len(found)} entries {action} of it, not one.")
         if (found[0].entry["after"] or {}).get("commitment") != root.hex():
             raise Difference("commitment_mismatch", f"{what}: another commitment was entered in the trail.")
         return found[0].log, found[0].index
@@ -1230,12 +1197,12 @@ class _Package:
     def _check_schedule(self, row: dict[str, Any], place: str, numbers: set[str]) -> None:
         document = _object(row, "specification", place)
         list_id, number = _text(row, "list_id", place), _int(row, "segment_number", place)
+        if number == 0 and list_id != row["schedule_id"]:
+            raise Difference("specification_mismatch", f"{place} is the first of its list, which has another id.")
         told = {"study_code": self.study, "mode": self.mode, "list_id": list_id, "segment_number": number}
         for name, value in told.items():
             if document.get(name) != value:
-                raise Difference(
-                    "specification_mismatch", f"{place}: its specification has another {name!r}."
-                )
+                raise Difference("specification_mismatch", f"{place}: its specification has another {name!r}.")
         strata = self._check_slots(row, document, place, numbers)
         arms = {
             _text(arm, "arm_code", place): (_text(arm, "label", place), _text(arm, "treatment", place))
@@ -1245,19 +1212,13 @@ class _Package:
         root = self._list_root(row, document, place)
         schedule_id, status = row["schedule_id"], _text(row, "status", place)
         if root != _hex(row, "commitment", place):
-            raise Difference(
-                "commitment_mismatch", f"{place}: specification and slots do not give its commitment."
-            )
+            raise Difference("commitment_mismatch", f"{place}: specification and slots do not give its commitment.")
         if status not in _APPROVED:
             if status not in {"generated", "rejected"} or row.get("commitment_note") is not None:
-                raise Difference(
-                    "malformed", f"{place} has the status {status!r}, which does not fit its commitment."
-                )
+                raise Difference("malformed", f"{place} has the status {status!r}, which does not fit its commitment.")
             return
         lines = [schedule_id, base64.b64encode(root).decode()]
-        self._signed(
-            _text(row, "commitment_note", place), "list-commitment", lines, f"{place}, its commitment"
-        )
+        self._signed(_text(row, "commitment_note", place), "list-commitment", lines, f"{place}, its commitment")
         committed_at = self._entry(_APPROVE, "schedule_id", schedule_id, root, place)
         self.segments[schedule_id] = _Segment(list_id, number, arms, strata, committed_at)
 
@@ -1268,9 +1229,7 @@ class _Package:
         codes = [_text(stratum, "stratum_code", place) for stratum in _list(document, "strata", place)]
         listed = [_text(stratum, "stratum_code", place) for stratum in _list(row, "strata", place)]
         if listed != codes or len(set(codes)) != len(codes):
-            raise Difference(
-                "list_mismatch", f"{place}: its strata are not those of its specification, in order."
-            )
+            raise Difference("list_mismatch", f"{place}: its strata are not those of its specification, in order.")
         arm_codes = {_text(arm, "arm_code", place) for arm in _list(document, "arms", place)}
         strata: dict[str, list[_Slot]] = {}
         for stratum in row["strata"]:
@@ -1280,9 +1239,7 @@ class _Package:
                 at = f"{place}, stratum {code!r}, slot {position}"
                 arm, randomization_number = _slot_words(slot, position, at)
                 if arm not in arm_codes:
-                    raise Difference(
-                        "list_mismatch", f"{at} has an arm that the specification does not have."
-                    )
+                    raise Difference("list_mismatch", f"{at} has an arm that the specification does not have.")
                 if randomization_number in numbers:
                     raise Difference(
                         "duplicate", f"{at}: the randomization number {randomization_number} is there twice."
@@ -1305,7 +1262,9 @@ class _Package:
                 code = stratum["stratum_code"]
                 differing = (i for i, (a, b) in enumerate(zip(made, held, strict=False)) if a != b)
                 position = next(differing, min(len(made), len(held)))
-                message = f"{place}, stratum {code!r}, slot {position}: the seed and the specification give another list."
+                message = (
+                    f"{place}, stratum {code!r}, slot {position}: the seed and the specification give another list."
+                )
                 raise Difference("list_mismatch", message)
 
     def _list_root(self, row: dict[str, Any], document: dict[str, Any], place: str) -> bytes:
@@ -1314,9 +1273,7 @@ class _Package:
         for stratum in row["strata"]:
             fields = (self.study, self.mode, row["list_id"], row["segment_number"], stratum["stratum_code"])
             head = encode("slot", *fields)
-            message = (
-                f"{place}, stratum {stratum['stratum_code']!r}: a salt is not 32 bytes in hexadecimal digits."
-            )
+            message = f"{place}, stratum {stratum['stratum_code']!r}: a salt is not 32 bytes in hexadecimal digits."
             leaves = [
                 leaf(head + encode(position, arm, block, size, number), _unhex(salt, message))
                 for position, arm, block, size, number, salt in stratum["slots"]
@@ -1360,9 +1317,7 @@ class _Package:
         if root != _hex(row, "commitment", place):
             raise Difference("commitment_mismatch", f"{place}: its kits do not give its commitment.")
         lines = [code, base64.b64encode(root).decode()]
-        self._signed(
-            _text(row, "commitment_note", place), "kit-commitment", lines, f"{place}, its commitment"
-        )
+        self._signed(_text(row, "commitment_note", place), "kit-commitment", lines, f"{place}, its commitment")
         committed_at = self._entry(_CREATE_KITS, "consignment_code", code, root, place)
         self.kits |= {kit_code: _Kit(arm, committed_at) for kit_code, arm in kits.items()}
 
@@ -1405,9 +1360,7 @@ class _Package:
         )
         segment = self.segments.get(schedule_id)
         if segment is None or code not in segment.strata:
-            raise Difference(
-                "slot_mismatch", f"{place} stands on a list or in a stratum that was not approved."
-            )
+            raise Difference("slot_mismatch", f"{place} stands on a list or in a stratum that was not approved.")
         if _site_of(code) not in {None, _text(row, "site_code", place)}:
             raise Difference("slot_mismatch", f"{place} of another site stands in stratum {code!r}.")
         expected = used.get((schedule_id, code), 0)
@@ -1417,9 +1370,7 @@ class _Package:
             raise Difference("order_mismatch", message)
         used[schedule_id, code] = expected + 1
         for other_id, other in self.segments.items():
-            earlier = (
-                other.list_id == segment.list_id and other.number < segment.number and code in other.strata
-            )
+            earlier = other.list_id == segment.list_id and other.number < segment.number and code in other.strata
             if earlier and used.get((other_id, code), 0) < len(other.strata[code]):
                 message = f"{place} has a slot of segment {segment.number} while segment {other.number} has slots left."
                 raise Difference("order_mismatch", message)
@@ -1450,17 +1401,11 @@ class _Package:
                 raise Difference("entry_mismatch", message)
         kit_codes = [_text(kit, "kit_code", place) for kit in _list(row, "kits", place)]
         if not set(after.get("kit_codes", [])) <= set(kit_codes):
-            raise Difference(
-                "entry_mismatch", f"{place}: its entry {entry.index} in the trail has another kit."
-            )
+            raise Difference("entry_mismatch", f"{place}: its entry {entry.index} in the trail has another kit.")
         if entry.entry["at"] < row["allocated_at"]:
-            raise Difference(
-                "entry_mismatch", f"{place}: its entry {entry.index} is older than the allocation."
-            )
+            raise Difference("entry_mismatch", f"{place}: its entry {entry.index} is older than the allocation.")
 
-    def _check_binding(
-        self, row: dict[str, Any], place: str, slot: _Slot, arms: Mapping[str, tuple[str, str]]
-    ) -> None:
+    def _check_binding(self, row: dict[str, Any], place: str, slot: _Slot, arms: Mapping[str, tuple[str, str]]) -> None:
         binding = _object(row, "binding", place)
         if _text(binding, "arm_code", place) != slot.arm:
             raise Difference("arm_mismatch", f"{place}: the binding and the slot are of different arms.")
@@ -1481,9 +1426,7 @@ class _Package:
         if not arm == known.arm == row["binding"]["arm_code"] or treatment != row["binding"]["treatment"]:
             raise Difference("arm_mismatch", f"{place}: kit {code} and the slot are of different arms.")
         if _after(known.committed_at, at) and kit.get("visit") is None:
-            raise Difference(
-                "order_mismatch", f"{place} has kit {code}, whose consignment was entered later."
-            )
+            raise Difference("order_mismatch", f"{place} has kit {code}, whose consignment was entered later.")
         times = [_text(kit, "assigned_at", place)]
         if kit.get("dispensed_at") is not None:
             times.append(_text(kit, "dispensed_at", place))
@@ -1509,9 +1452,7 @@ class _Package:
             raise Difference("malformed", f"list.csv does not begin with {','.join(_CSV_HEADER)}.")
         told = {row[0]: row for row in self.rows}
         for number, row in enumerate(read[1:], start=2):
-            expected = told.pop(row[0].removeprefix("'") if row else "", None) or told.pop(
-                row[0] if row else "", None
-            )
+            expected = told.pop(row[0].removeprefix("'") if row else "", None) or told.pop(row[0] if row else "", None)
             if expected is None or not _same_cells(row, expected):
                 raise Difference(
                     "list_mismatch", f"Line {number} of list.csv says something else than allocations.json."
@@ -1637,14 +1578,10 @@ def _print_report(report: Report, out: IO[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="verifier", description="Verify a trail export or a final package, offline."
-    )
+    parser = argparse.ArgumentParser(prog="verifier", description="Verify a trail export or a final package, offline.")
     parser.add_argument("what", choices=["trail", "package"], help="what the file is")
     parser.add_argument("file", type=Path, help="the trail export (JSON Lines) or the final package (zip)")
-    parser.add_argument(
-        "--sink", type=Path, action="append", default=[], help="a file of checkpoints kept elsewhere"
-    )
+    parser.add_argument("--sink", type=Path, action="append", default=[], help="a file of checkpoints kept elsewhere")
     parser.add_argument(
         "--key", action="append", default=[], help="a verification key known from elsewhere: name+hash+base64"
     )

@@ -58,9 +58,7 @@ def tree_root(leaves: Sequence[bytes]) -> bytes:
     while len(level) > 1:
         # A hash without a partner moves up unchanged: this is the RFC's split at the largest power of two, from below.
         lone = level[-1:] if len(level) & 1 else []
-        level = [
-            sha256(b"\x01" + a + b).digest() for a, b in zip(level[::2], level[1::2], strict=False)
-        ] + lone
+        level = [sha256(b"\x01" + a + b).digest() for a, b in zip(level[::2], level[1::2], strict=False)] + lone
     return level[0]
 
 
@@ -164,9 +162,7 @@ def consistency_nodes(old_size: int, new_size: int) -> tuple[Place, ...]:
 
     Raises ``ValueError`` unless ``0 <= old_size <= new_size``.
     """
-    return tuple(
-        place for start, end in _consistency_ranges(old_size, new_size) for place in _places(start, end)
-    )
+    return tuple(place for start, end in _consistency_ranges(old_size, new_size) for place in _places(start, end))
 
 
 def consistency_proof(old_size: int, new_size: int, nodes: Mapping[Place, bytes]) -> tuple[bytes, ...]:
@@ -264,9 +260,7 @@ def check_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes], 
         raise ProofInvalid(f"Leaf {index} does not lead to the root of the tree.")
 
 
-def check_consistency(
-    old_size: int, new_size: int, old_root: bytes, new_root: bytes, proof: Sequence[bytes]
-) -> None:
+def check_consistency(old_size: int, new_size: int, old_root: bytes, new_root: bytes, proof: Sequence[bytes]) -> None:
     """Return when the new tree begins with all of the old one; raises ProofInvalid otherwise.
 
     Source: RFC 9162, 2.1.4.2.
@@ -329,10 +323,7 @@ def tile_root(hashes: bytes) -> bytes:
     sha256 = hashlib.sha256
     while len(level) > HASH_SIZE:
         paired = len(level) - len(level) % (2 * HASH_SIZE)
-        level = (
-            b"".join([sha256(b"\x01" + level[i : i + 64]).digest() for i in range(0, paired, 64)])
-            + level[paired:]
-        )
+        level = b"".join([sha256(b"\x01" + level[i : i + 64]).digest() for i in range(0, paired, 64)]) + level[paired:]
     return level
 
 

@@ -25,7 +25,7 @@ _SIZE: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 _CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f]")
 
 
-class NoteMalformed(ValueError):  # noqa: N818  # named for the situation, like the tree of app.errors
+class NoteMalformed(ValueError):  # named for the situation, like the tree of app.errors
     """What should be a note, a checkpoint or a verification key is not in its form."""
 
 
@@ -103,9 +103,7 @@ def split_note(note: str) -> SignedNote:
     """Return the text and the signatures of a signed note, none of them verified; raises NoteMalformed."""
     head, blank, tail = note.rpartition("\n\n")
     if not blank or not tail.endswith("\n"):
-        raise NoteMalformed(
-            "a signed note has a blank line between text and signatures, and ends with a line feed"
-        )
+        raise NoteMalformed("a signed note has a blank line between text and signatures, and ends with a line feed")
     text = head + "\n"
     note_text_to_sign(text)
     return SignedNote(text, tuple(_parse_signature(line) for line in tail[:-1].split("\n")))
@@ -190,9 +188,7 @@ def list_commitment_text(deployment_id: str, study_code: str, schedule_id: str, 
 
 def kit_commitment_text(deployment_id: str, study_code: str, consignment_code: str, root: bytes) -> str:
     """Return the text that commits to the kit map of a consignment (rule A8)."""
-    return _text(
-        "kit-commitment", deployment_id, study_code, consignment_code, base64.b64encode(root).decode()
-    )
+    return _text("kit-commitment", deployment_id, study_code, consignment_code, base64.b64encode(root).decode())
 
 
 def key_handover_text(deployment_id: str, old: VerificationKey, new: VerificationKey) -> str:

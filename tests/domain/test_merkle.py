@@ -121,9 +121,7 @@ def grown(leaves: Sequence[bytes]) -> tuple[Frontier, dict[tuple[int, int], byte
     return log, stored
 
 
-def only(
-    stored: Mapping[tuple[int, int], bytes], places: Sequence[tuple[int, int]]
-) -> dict[tuple[int, int], bytes]:
+def only(stored: Mapping[tuple[int, int], bytes], places: Sequence[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
     """What one query for these places answers."""
     assert len(set(places)) == len(places)
     return {place: stored[place] for place in places}
@@ -160,17 +158,13 @@ class TestFrontier:
             log, completed = log.append(leaves[size])
             for node in completed:
                 start, width = node.index << node.level, 1 << node.level
-                assert node == CompletedNode(
-                    node.level, node.index, split_root(leaves[start : start + width])
-                )
+                assert node == CompletedNode(node.level, node.index, split_root(leaves[start : start + width]))
                 assert node.level >= 1
                 assert (node.level, node.index) not in told
                 told.add((node.level, node.index))
         assert len(told) == sum(70 >> level for level in range(1, 8))
 
-    @pytest.mark.parametrize(
-        "change", [lambda b: b[:-1], lambda b: b + b"\x00" * 32, lambda b: b[:5], lambda b: b""]
-    )
+    @pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"\x00" * 32, lambda b: b[:5], lambda _: b""])
     def test_stored_form_broken(self, change: Callable[[bytes], bytes]) -> None:
         """A head row that lost or gained bytes stops the log. [AUD-18]"""
         log, _ = grown(leaves_of(7))
@@ -213,9 +207,7 @@ class TestProofs:
                     (index, size, leaves[index], (*proof, root), root),
                     (size, size, leaves[index], proof, root),
                     (-1, size, leaves[index], proof, root),
-                    ((index + 1) % size, size, leaves[index], proof, root)
-                    if size > 1
-                    else (0, 0, root, (), root),
+                    ((index + 1) % size, size, leaves[index], proof, root) if size > 1 else (0, 0, root, (), root),
                     (index, size, leaves[index], proof[1:], root) if proof else (0, 2, leaves[0], (), root),
                 ):
                     with pytest.raises(ProofInvalid):
@@ -347,10 +339,8 @@ class TestTiles:
         for _ in range(1000):
             place = chance.choice(sorted(stored))
             changed = _changed(stored[place], chance)
-            if place[0] == 0:
-                index = chance.randrange(place[1] * 256, min(700, place[1] * 256 + 256))
-            else:
-                index = chance.randrange(700)
+            start = place[1] * 256 if place[0] == 0 else 0
+            index = chance.randrange(start, min(700, start + 256) if place[0] == 0 else 700)
             altered = stored | {place: changed}
             claimed = altered[0, index // 256][index % 256 * HASH_SIZE :][:HASH_SIZE]
             for leaf in (leaves[index], claimed):
