@@ -25,7 +25,7 @@ _UNBIASED: Final = 256 - 256 % _BASE
 _TO_ALPHABET: Final = bytes(ord(ALPHABET[byte % _BASE]) for byte in range(256))
 _REJECTED: Final = bytes(range(_UNBIASED, 256))
 _BATCH: Final = 100_000
-_EXACT_RUNS: Final = 100
+_EXACT_RUNS: Final = 200
 
 
 def _next_product(product: int, value: int) -> int:
@@ -108,20 +108,20 @@ def _draw(entropy: Entropy, purpose: str, length: int, count: int, taken: Contai
 def runs_test_p(labels: Sequence[str]) -> float:
     """Return the p-value of the runs test: how surprising the number of runs is in a random order.
 
-    Two-sided. Wald and Wolfowitz (1940) for two labels, in the form for any number of labels (Barton and
-    David 1957). Exact up to 100 labels, by counting arrangements; beyond that the normal approximation with
-    the exact mean and variance and a continuity correction of one half. 1.0 where there is nothing to tell
-    (fewer than two different labels).
+    Two-sided. Wald and Wolfowitz (1940) for two labels, in the form for any number of labels (Barton and David 1957).
+    Exact, by counting orders, where no order has more than 200 runs; beyond that the normal approximation with the exact
+    mean and variance and a continuity correction of one half (good while no label is very rare). 1.0 where there is
+    nothing to tell (fewer than two different labels, or all different).
     """
-    counts = list(Counter(labels).values())
-    if len(counts) <= 1:
+    counts = sorted(Counter(labels).values())
+    if len(counts) <= 1 or counts[-1] == 1:
         return 1.0
     runs = 1 + sum(one != other for one, other in pairwise(labels))
-    if len(labels) <= _EXACT_RUNS:
-        return _exact_runs_p(counts, runs)
+    # The commonest label is cut by each of the others at most once.
+    most = min(len(labels), 2 * sum(counts[:-1]) + 1)
+    if most <= _EXACT_RUNS:
+        return _exact_runs_p(counts, runs, most)
     mean, variance = runs_moments(counts)
-    if not variance:
-        return 1.0
     z = max(0.0, abs(runs - mean) - 0.5) / sqrt(variance)
     return erfc(z / sqrt(2))
 
@@ -139,27 +139,23 @@ def runs_moments(counts: Sequence[int]) -> tuple[float, float]:
     return mean, variance
 
 
-def _exact_runs_p(counts: Sequence[int], runs: int) -> float:
-    """Return the two-sided p-value, twice the smaller tail, by counting orders by their runs."""
+def _exact_runs_p(counts: Sequence[int], runs: int, most: int) -> float:
+    """Return the two-sided p-value, twice the smaller tail, by counting the orders that have each number of runs."""
     n = sum(counts)
-    # pieces[t]: ways to cut each label's things into pieces and to line up all t pieces; equal neighbours
-    # allowed.
+    # pieces[t]: ways to cut each label's things into pieces and to line up all t pieces; equal neighbours allowed.
     pieces = {0: 1}
     for count in counts:
         grown: dict[int, int] = {}
         for total, ways in pieces.items():
-            for cut in range(1, count + 1):
-                grown[total + cut] = grown.get(total + cut, 0) + ways * comb(total + cut, cut) * comb(
-                    count - 1, cut - 1
-                )
+            for cut in range(1, min(count, most - total) + 1):
+                lined_up = ways * comb(total + cut, cut) * comb(count - 1, cut - 1)
+                grown[total + cut] = grown.get(total + cut, 0) + lined_up
         pieces = grown
-    # An arrangement of r runs was met once for each choice of t - r further cuts among its n - r places
-    # inside runs.
-    arrangements: dict[int, int] = {}
+    # An order of r runs was met once for each choice of t - r further cuts among its n - r places inside runs.
+    orders: dict[int, int] = {}
     for total in sorted(pieces):
-        met = sum(number * comb(n - r, total - r) for r, number in arrangements.items())
-        arrangements[total] = pieces[total] - met
-    everything = sum(arrangements.values())
-    fewer = sum(number for r, number in arrangements.items() if r <= runs)
-    more = sum(number for r, number in arrangements.items() if r >= runs)
-    return min(1.0, 2 * min(fewer, more) / everything)
+        met = sum(number * comb(n - r, total - r) for r, number in orders.items())
+        orders[total] = pieces[total] - met
+    fewer = sum(number for r, number in orders.items() if r <= runs)
+    more = sum(number for r, number in orders.items() if r >= runs)
+    return min(1.0, 2 * min(fewer, more) / sum(orders.values()))
