@@ -7,9 +7,11 @@ from datetime import datetime, timedelta
 from threading import Lock
 from typing import Final
 
+from app.domain.encoding import encode
 from app.domain.merkle import Frontier
-from app.domain.notes import Checkpoint, NoteMalformed
-from app.errors import AuditUnavailable, IntegrityBroken
+from app.domain.notes import Checkpoint
+from app.errors import AuditUnavailable, IntegrityBroken, TrailForked
+from app.sealing.ring import KeyRing
 from app.sealing.signing import SigningKeys, verify_note
 from app.storage import trail
 from app.storage.database import Database
@@ -37,6 +39,23 @@ class Suspicion:
     """``smaller`` or ``forked``."""
 
 
+def head_mac(ring: KeyRing, origin: str, frontier: Frontier, last_at: datetime) -> bytes:
+    """Return the service's own seal of the end of a log (`custody.md`, "The trail")."""
+    return ring.mac("log-head", _sealed_head(origin, frontier, last_at))
+
+
+def check_head(ring: KeyRing, origin: str, frontier: Frontier, last_at: datetime, mac: bytes) -> None:
+    """Return when the end of a log carries the service's own seal; raise ``TrailForked`` when somebody else wrote it."""
+    try:
+        ring.check_mac("log-head", _sealed_head(origin, frontier, last_at), mac)
+    except IntegrityBroken:
+        raise TrailForked from None
+
+
+def _sealed_head(origin: str, frontier: Frontier, last_at: datetime) -> bytes:
+    return encode(origin, frontier.to_bytes(), last_at.isoformat())
+
+
 class CheckpointKeeper:
     """Signs and keeps checkpoints, and knows whether the trail can be made durable now."""
 
@@ -58,6 +77,11 @@ class CheckpointKeeper:
     def note(self, state: LogState) -> str:
         """Return the signed checkpoint of a committed state."""
         return self._note(state)
+
+    def held(self, origin: str) -> str | None:
+        """Return the newest checkpoint of a log that the sink holds and this deployment signed; None without one."""
+        found = self._sink.highest().get(origin)
+        return found.note if found is not None and self._is_ours(found) else None
 
     def publish(self, state: LogState, at: datetime) -> None:
         """Return once the checkpoint of a committed state is in the sink; raise ``AuditUnavailable`` when it is not."""
@@ -105,13 +129,9 @@ class CheckpointKeeper:
         Smaller than a checkpoint is a rollback; of another root at that size, a fork; without the log, both. What a signed
         recovery statement has named is no suspicion any more.
         """
-        vkeys = self._signing.vkeys()
         found: dict[str, Suspicion] = {}
         for origin, held in self._sink.highest().items():
-            try:
-                verify_note(held.note, vkeys)
-            except (IntegrityBroken, NoteMalformed):
-                # A checkpoint of another deployment's keys proves nothing about this one.
+            if not self._is_ours(held):
                 continue
             with database.transaction() as tx:
                 root = trail.find_root(tx, origin, held.size)
@@ -119,6 +139,14 @@ class CheckpointKeeper:
             if not recovered and (root is None or base64.b64encode(root).decode() != held.root):
                 found[origin] = Suspicion(origin, held.size, "smaller" if root is None else "forked")
         self.suspicions = found
+
+    def _is_ours(self, held: SunkCheckpoint) -> bool:
+        """Whether a line of the sink is what this deployment signed: another's proves nothing about this one."""
+        try:
+            text = verify_note(held.note, self._signing.vkeys())
+        except IntegrityBroken:
+            return False
+        return text == f"{held.origin}\n{held.size}\n{held.root}\n"
 
     def _note(self, state: LogState) -> str:
         return self._signing.sign_note(Checkpoint(state.origin, state.frontier.size, state.frontier.root()).text())

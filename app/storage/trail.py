@@ -1,7 +1,7 @@
 """Reading the logs: heads, entries, the hashes that proofs are made of, restricted parts."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -29,6 +29,8 @@ class Head:
     segment: int
     origin: str
     frontier: Frontier
+    last_at: datetime
+    mac: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +58,10 @@ class EntryFilter:
 
 
 def _head(row: Row[Any]) -> Head:
-    return Head(row.study_id, row.segment, row.origin, Frontier.from_bytes(row.frontier))
+    return Head(row.study_id, row.segment, row.origin, Frontier.from_bytes(row.frontier), row.last_at, row.mac)
 
 
-_HEADS: Final = select(_l.study_id, _l.segment, _l.origin, _l.frontier)
+_HEADS: Final = select(_l.study_id, _l.segment, _l.origin, _l.frontier, _l.last_at, _l.mac)
 
 
 def list_heads(tx: Transaction) -> list[Head]:
@@ -195,8 +197,11 @@ def find_restricted(tx: Transaction, study_id: UUID, segment: int, log_index: in
     return None if token is None else Sealed(token)
 
 
-def walk(tx: Transaction, study_id: UUID, segment: int, begin: int, end: int) -> Iterator[Entry]:
-    """Give the entries of a segment from ``begin`` until before ``end``, in order."""
+def list_lines(tx: Transaction, study_id: UUID, segment: int, begin: int, end: int) -> list[Entry]:
+    """Return the entries of a segment from ``begin`` until before ``end``, in order.
+
+    A list, not a cursor: with SQLite's rollback journal a reader that is still open blocks every COMMIT (`custody.md`).
+    """
     rows = tx.execute(
         select(_e.segment, _e.log_index, _e.body, _e.leaf_hash)
         .where(
@@ -207,5 +212,4 @@ def walk(tx: Transaction, study_id: UUID, segment: int, begin: int, end: int) ->
         )
         .order_by(_e.log_index)
     )
-    for row in rows:
-        yield Entry(row.segment, row.log_index, row.body, row.leaf_hash)
+    return [Entry(row.segment, row.log_index, row.body, row.leaf_hash) for row in rows]
