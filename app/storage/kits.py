@@ -2,18 +2,20 @@
 
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import Row, bindparam, func, insert, select, update
 
 from app.domain.sealed import Sealed
-from app.domain.words import ConsignmentCode, ConsignmentStatus, KitCode, KitStatus, SiteCode
+from app.domain.words import ConsignmentCode, ConsignmentStatus, KitCode, KitStatus, SiteCode, SubjectKey
+from app.errors import IntegrityBroken
 from app.storage import tables
-from app.storage.database import Transaction
+from app.storage.database import AlreadyThere, Transaction
 
 _c = tables.consignment.c
 _k = tables.kit.c
+_ka = tables.kit_assignment.c
 _ss = tables.site_stock.c
 
 
@@ -92,10 +94,13 @@ def list_in_stock(
     """
     given = {"study_id": study_id, "consignment_id": consignment_id, "order": order}
     rows = tx.execute(_IN_STOCK, given) if sample is None else tx.execute(_SAMPLE, given | {"sample": sample})
-    return [
-        SealedKit(row.kit_id, row.kit_code, row.consignment_id, row.consignment_code, row.map_index, Sealed(row.sealed))
-        for row in rows
-    ]
+    return [_sealed_kit(row) for row in rows]
+
+
+def _sealed_kit(row: Row[Any]) -> SealedKit:
+    return SealedKit(
+        row.kit_id, row.kit_code, row.consignment_id, row.consignment_code, row.map_index, Sealed(row.sealed)
+    )
 
 
 def has_consignment(tx: Transaction, study_id: UUID, site_code: SiteCode, status: ConsignmentStatus) -> bool:
@@ -108,3 +113,184 @@ def has_consignment(tx: Transaction, study_id: UUID, site_code: SiteCode, status
         ).first()
         is not None
     )
+
+
+# -- which kit was given to whom ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class KitRow:
+    """A kit with what decides whether it can be used: never its own date, always its consignment's (rule B11)."""
+
+    kit_id: UUID
+    kit_code: KitCode
+    consignment_id: UUID
+    consignment_code: ConsignmentCode
+    consignment_status: ConsignmentStatus
+    site_code: SiteCode | None
+    status: KitStatus
+    unusable_from: date
+
+
+@dataclass(frozen=True, slots=True)
+class NewAssignment:
+    """A kit given to a subject, with the binding that says so under seal (rule C3)."""
+
+    assignment_id: UUID
+    kit_id: UUID
+    subject_key: SubjectKey
+    visit: str | None
+    replaces: UUID | None
+    assigned_at: datetime
+    assigned_by: str
+    sealed_binding: Sealed
+    key_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A kit that was given to a subject, as it stands now."""
+
+    assignment_id: UUID
+    subject_key: SubjectKey
+    visit: str | None
+    replaces: UUID | None
+    assigned_at: datetime
+    dispensed_at: datetime | None
+    sealed_binding: Sealed
+    kit: KitRow
+
+
+_OF_CONSIGNMENT: Final = (_c.study_id == _k.study_id) & (_c.consignment_id == _k.consignment_id)
+_KIT_COLUMNS: Final = (
+    _k.kit_id,
+    _k.kit_code,
+    _k.consignment_id,
+    _c.consignment_code,
+    _c.status.label("consignment_status"),
+    _k.site_code,
+    _k.status,
+    _c.unusable_from,
+)
+_KIT: Final = (
+    select(*_KIT_COLUMNS)
+    .join_from(tables.kit, tables.consignment, _OF_CONSIGNMENT)
+    .where(_k.study_id == bindparam("study_id"))
+)
+_FIND_KIT: Final = _KIT.where(_k.kit_code == bindparam("kit_code"))
+_SEALED_KIT: Final = (
+    select(_k.kit_id, _k.kit_code, _k.consignment_id, _c.consignment_code, _k.map_index, _k.sealed)
+    .join_from(tables.kit, tables.consignment, _OF_CONSIGNMENT)
+    .where(_k.study_id == bindparam("study_id"), _k.kit_id == bindparam("kit_id"))
+)
+_LOCK_KIT: Final = (
+    select(_k.kit_id)
+    .where(_k.study_id == bindparam("study_id"), _k.kit_code == bindparam("kit_code"))
+    .with_for_update()
+)
+_ASSIGNMENT: Final = (
+    select(
+        _ka.assignment_id,
+        _ka.subject_key,
+        _ka.visit,
+        _ka.replaces,
+        _ka.assigned_at,
+        _ka.dispensed_at,
+        _ka.sealed_binding,
+        *_KIT_COLUMNS,
+    )
+    .join_from(tables.kit_assignment, tables.kit, (_k.study_id == _ka.study_id) & (_k.kit_id == _ka.kit_id))
+    .join(tables.consignment, _OF_CONSIGNMENT)
+    .where(_ka.study_id == bindparam("study_id"))
+)
+_OF_SUBJECT: Final = _ASSIGNMENT.where(_ka.subject_key == bindparam("subject_key")).order_by(
+    _ka.assigned_at, _ka.assignment_id
+)
+_OF_KIT: Final = _ASSIGNMENT.where(_ka.kit_id == bindparam("kit_id"))
+_ASSIGN: Final = insert(tables.kit_assignment)
+_TAKE: Final = (
+    update(tables.kit)
+    .where(
+        _k.study_id == bindparam("of_study"),
+        _k.kit_id == bindparam("of_kit"),
+        _k.status == KitStatus.IN_STOCK.value,
+    )
+    .values(status=KitStatus.ASSIGNED.value)
+)
+
+
+def _kit(row: Row[Any]) -> KitRow:
+    return KitRow(
+        row.kit_id,
+        row.kit_code,
+        row.consignment_id,
+        row.consignment_code,
+        ConsignmentStatus(row.consignment_status),
+        row.site_code,
+        KitStatus(row.status),
+        row.unusable_from,
+    )
+
+
+def _assignment(row: Row[Any]) -> Assignment:
+    return Assignment(
+        row.assignment_id,
+        row.subject_key,
+        row.visit,
+        row.replaces,
+        row.assigned_at,
+        row.dispensed_at,
+        Sealed(row.sealed_binding),
+        _kit(row),
+    )
+
+
+def find_kit(tx: Transaction, study_id: UUID, kit_code: KitCode) -> KitRow | None:
+    """Return a kit by its code, or None."""
+    row = tx.execute(_FIND_KIT, {"study_id": study_id, "kit_code": kit_code}).one_or_none()
+    return None if row is None else _kit(row)
+
+
+def lock_kit(tx: Transaction, study_id: UUID, kit_code: KitCode) -> KitRow | None:
+    """Return a kit that nobody else changes until the transaction ends, or None.
+
+    Locked first and read in a later statement: a join under the lock would show what stood before the wait (`custody.md`).
+    """
+    tx.execute(_LOCK_KIT, {"study_id": study_id, "kit_code": kit_code})
+    return find_kit(tx, study_id, kit_code)
+
+
+def get_sealed_kit(tx: Transaction, study_id: UUID, kit_id: UUID) -> SealedKit:
+    """Return a kit that is there as it is stored; raise ``IntegrityBroken`` when it is gone."""
+    row = tx.execute(_SEALED_KIT, {"study_id": study_id, "kit_id": kit_id}).one_or_none()
+    if row is None:
+        raise IntegrityBroken
+    return _sealed_kit(row)
+
+
+def list_assignments(tx: Transaction, study_id: UUID, subject_key: SubjectKey) -> list[Assignment]:
+    """Return the kits that were given to a subject, the first one first."""
+    rows = tx.execute(_OF_SUBJECT, {"study_id": study_id, "subject_key": subject_key})
+    return [_assignment(row) for row in rows]
+
+
+def find_assignment_by_kit(tx: Transaction, study_id: UUID, kit_id: UUID) -> Assignment | None:
+    """Return to whom a kit was given, or None while it belongs to nobody."""
+    row = tx.execute(_OF_KIT, {"study_id": study_id, "kit_id": kit_id}).one_or_none()
+    return None if row is None else _assignment(row)
+
+
+def record_assignment(tx: Transaction, study_id: UUID, assignment: NewAssignment) -> None:
+    """Give a kit in stock to a subject.
+
+    Raises ``AlreadyThere`` when somebody else has it: the site's stock is locked before it is drawn, so this is the last line.
+    """
+    tx.execute(
+        _ASSIGN,
+        {"study_id": study_id}
+        | {name: getattr(assignment, name) for name in NewAssignment.__dataclass_fields__}
+        | {"sealed_binding": assignment.sealed_binding.token},
+    )
+    if tx.execute(_TAKE, {"of_study": study_id, "of_kit": assignment.kit_id}).rowcount != 1:
+        message = "the kit is not in stock any more"
+        raise AlreadyThere(message)
