@@ -1,5 +1,6 @@
 """Consignments and kits, and which kit was given to whom. No query looks at an arm: it could not (rule B3)."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Final
@@ -133,7 +134,7 @@ class KitRow:
 
 
 @dataclass(frozen=True, slots=True)
-class NewAssignment:
+class KitAssignment:
     """A kit given to a subject, with the binding that says so under seal (rule C3)."""
 
     assignment_id: UUID
@@ -143,6 +144,8 @@ class NewAssignment:
     replaces: UUID | None
     assigned_at: datetime
     assigned_by: str
+    dispensed_at: datetime | None
+    dispensed_by: str | None
     sealed_binding: Sealed
     key_version: int
 
@@ -280,7 +283,24 @@ def find_assignment_by_kit(tx: Transaction, study_id: UUID, kit_id: UUID) -> Ass
     return None if row is None else _assignment(row)
 
 
-def record_assignment(tx: Transaction, study_id: UUID, assignment: NewAssignment) -> None:
+def list_first_kit_codes(
+    tx: Transaction, study_id: UUID, subjects: Collection[SubjectKey]
+) -> Mapping[SubjectKey, KitCode]:
+    """Return the kit that came with each subject's allocation: of no visit, and in no other kit's place."""
+    rows = tx.execute(
+        select(_ka.subject_key, _k.kit_code)
+        .join_from(tables.kit_assignment, tables.kit, (_k.study_id == _ka.study_id) & (_k.kit_id == _ka.kit_id))
+        .where(
+            _ka.study_id == study_id,
+            _ka.subject_key.in_(list(subjects)),
+            _ka.visit.is_(None),
+            _ka.replaces.is_(None),
+        )
+    )
+    return {row.subject_key: row.kit_code for row in rows}
+
+
+def record_assignment(tx: Transaction, study_id: UUID, assignment: KitAssignment) -> None:
     """Give a kit in stock to a subject.
 
     Raises ``AlreadyThere`` when somebody else has it: the site's stock is locked before it is drawn, so this is the last line.
@@ -288,7 +308,7 @@ def record_assignment(tx: Transaction, study_id: UUID, assignment: NewAssignment
     tx.execute(
         _ASSIGN,
         {"study_id": study_id}
-        | {name: getattr(assignment, name) for name in NewAssignment.__dataclass_fields__}
+        | {name: getattr(assignment, name) for name in KitAssignment.__dataclass_fields__}
         | {"sealed_binding": assignment.sealed_binding.token},
     )
     if tx.execute(_TAKE, {"of_study": study_id, "of_kit": assignment.kit_id}).rowcount != 1:
