@@ -1,0 +1,1 @@
+"""The migrations: up, down, and nothing lost on the way."""

@@ -1,0 +1,175 @@
+"""Up from nothing, down to nothing, equal to the model, and with every trigger at every step."""
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy.exc import DBAPIError
+
+from app.storage import migrate
+from app.storage.database import Database
+from app.storage.tables import metadata
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+UPDATES: Final = {
+    "allocation": "fixed rotation",
+    "arm": "no_update",
+    "code_break": "fixed once status",
+    "commitment_tile": "no_update",
+    "consignment": "fixed",
+    "deployment": "fixed",
+    "dual_control_request": "fixed once rotation",
+    "factor": "no_update",
+    "kit": "fixed rotation",
+    "kit_assignment": "fixed once rotation",
+    "log": "fixed growth",
+    "principal": "fixed",
+    "replacement_release": "no_update",
+    "role_grant": "fixed once",
+    "safety_unblinding": "fixed rotation status",
+    "schedule": "fixed once rotation status",
+    "schedule_stratum": "fixed once",
+    "signing_key": "fixed",
+    "site": "fixed",
+    "site_stock": "no_update",
+    "slot": "fixed rotation",
+    "stored_answer": "fixed once",
+    "stratum": "fixed growth",
+    "study": "fixed rotation status thaw",
+    "study_key": "no_update",
+    "subject_flag": "no_update",
+    "trail_entry": "no_update",
+    "trail_node": "no_update",
+    "trail_restricted": "fixed rotation",
+}
+"""Every guarded table with its triggers on UPDATE; each has two more, on what deletes and what replaces."""
+
+WITHOUT_TRIGGERS: Final = {"credential", "session"}
+
+
+def revisions() -> list[str]:
+    """Return every revision, the oldest first."""
+    scripts = ScriptDirectory(str(ROOT / "migrations"))
+    return [script.revision for script in reversed(list(scripts.walk_revisions()))]
+
+
+def triggers_expected(kind: str) -> set[str]:
+    """Return the names of the triggers that stand from revision 0002 on."""
+    others = ("no_delete", "no_truncate" if kind == "postgresql" else "no_replace")
+    return {f"{table}_{name}" for table, names in UPDATES.items() for name in (*names.split(), *others)}
+
+
+def triggers_of(connection: Connection) -> set[str]:
+    """Return the names of the triggers that stand, and are on whatever a session sets."""
+    if connection.dialect.name == "postgresql":
+        rows = connection.execute(text("SELECT tgname, tgenabled FROM pg_trigger WHERE NOT tgisinternal")).all()
+        assert {row.tgenabled for row in rows} <= {"A"}
+        return {row.tgname for row in rows}
+    return set(connection.scalars(text("SELECT name FROM sqlite_master WHERE type = 'trigger'")))
+
+
+class TestUpgrade:
+    def test_empty_database(self, database_url: str) -> None:
+        """An empty database becomes what the model says, with nothing more or less. [INT-03]"""
+        migrate.upgrade(database_url)
+        engine = create_engine(database_url)
+        with engine.connect() as connection:
+            context = MigrationContext.configure(
+                connection, opts={"compare_type": True, "compare_server_default": True}
+            )
+            assert compare_metadata(context, metadata) == []
+            assert set(inspect(connection).get_table_names()) == {*metadata.tables, "alembic_version"}
+        engine.dispose()
+
+    def test_triggers_after_every_revision(self, database_url: str, database_kind: str) -> None:
+        """From 0002 on the triggers stand after each step, up and down; none was dropped by the way. [AUD-02]"""
+        engine = create_engine(database_url)
+        steps = revisions()
+        assert steps[:2] == ["0001", "0002"]
+        for take, order in ((migrate.upgrade, steps), (migrate.downgrade, steps[-2::-1])):
+            for revision in order:
+                take(database_url, revision)
+                with engine.connect() as connection:
+                    expected = set() if revision == "0001" else triggers_expected(database_kind)
+                    assert triggers_of(connection) == expected, revision
+        engine.dispose()
+
+    def test_every_table_has_its_rules(self) -> None:
+        """A new table is guarded, or it is said here that it is not. [AUD-02]"""
+        assert set(metadata.tables) == {*UPDATES, *WITHOUT_TRIGGERS}
+
+    def test_from_another_folder(self, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """`snose migrate` needs no checkout to stand in. [INT-03]"""
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        monkeypatch.chdir(elsewhere)
+        migrate.upgrade(database_url)
+        database = Database(database_url)
+        with database.transaction() as tx:
+            assert migrate.current(tx) == migrate.head() == revisions()[-1]
+        database.close()
+
+    def test_again(self, migrated_database_url: str) -> None:
+        """A database that is up to date stays as it is. [INT-03]"""
+        migrate.upgrade(migrated_database_url)
+        database = Database(migrated_database_url)
+        with database.transaction() as tx:
+            assert migrate.current(tx) == migrate.head()
+        database.close()
+
+    def test_by_hand(self, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A developer's own `alembic upgrade head` does the same. [INT-03]"""
+        monkeypatch.setenv("SNOSE_DATABASE_URL", database_url)
+        command.upgrade(Config(ROOT / "alembic.ini"), "head")
+        engine = create_engine(database_url)
+        with engine.connect() as connection:
+            assert {*metadata.tables} < set(inspect(connection).get_table_names())
+        engine.dispose()
+
+    def test_migration_that_fails(self, database_url: str) -> None:
+        """A failed migration leaves those before it standing, and nothing of itself. [INT-03]"""
+        migrate.upgrade(database_url, "0001")
+        engine = create_engine(database_url)
+        with engine.connect() as connection:
+            # In the way of 0002, somewhere in its middle.
+            connection.exec_driver_sql("ALTER TABLE kit RENAME COLUMN sealed TO hidden")
+            connection.commit()
+        with pytest.raises(LookupError, match="kit has no column sealed"):
+            migrate.upgrade(database_url)
+        with engine.connect() as connection:
+            assert triggers_of(connection) == set()
+            assert MigrationContext.configure(connection).get_current_revision() == "0001"
+            connection.exec_driver_sql("ALTER TABLE kit RENAME COLUMN hidden TO sealed")
+            connection.commit()
+        engine.dispose()
+        migrate.upgrade(database_url)
+
+    @pytest.mark.parametrize("database_kind", ["sqlite"])
+    def test_mode_of_a_new_file(self, database_url: str, tmp_path: Path) -> None:
+        """A new SQLite file is for its owner alone. [CUS-04]"""
+        migrate.upgrade(database_url)
+        assert (tmp_path / "snose.sqlite").stat().st_mode & 0o777 == 0o600
+
+
+class TestDowngrade:
+    def test_to_nothing_and_up_again(self, database_url: str, database_kind: str) -> None:
+        """Every migration can be taken back, and done again after. [INT-03]"""
+        migrate.upgrade(database_url)
+        migrate.downgrade(database_url, "base")
+        engine = create_engine(database_url)
+        with engine.connect() as connection:
+            assert inspect(connection).get_table_names() == ["alembic_version"]
+            if database_kind == "postgresql":
+                with pytest.raises(DBAPIError):
+                    connection.execute(text("SELECT 'snose_refuse()'::regprocedure"))
+        engine.dispose()
+        migrate.upgrade(database_url)
+        with engine.connect() as connection:
+            assert triggers_of(connection) == triggers_expected(database_kind)
+        engine.dispose()
