@@ -1,6 +1,7 @@
 """The environment, read once. Every setting has the prefix ``SNOSE_``; secrets come from files."""
 
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,7 @@ class Settings(BaseSettings):
     session_hours: Annotated[int, Field(ge=1, le=24, description="how long a person's session lasts")] = 8
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on")] = 8000
+    behind_tls_proxy: Annotated[bool, Field(description="a proxy that speaks TLS stands before the service")] = False
     workers: Annotated[int, Field(ge=1, le=64, description="worker processes; SQLite takes one only")] = 1
     threads: Annotated[int, Field(ge=1, le=64, description="threads of a worker, and connections of its pool")] = 8
     metrics_port: Annotated[
@@ -49,6 +51,14 @@ class Settings(BaseSettings):
     def url(self) -> str:
         """Return the database URL, from its file when one is named."""
         return self.database_url_file.read_text().strip() if self.database_url_file else self.database_url
+
+    def plain_host(self) -> str | None:
+        """Return the address at which plain HTTP would leave the machine; None on loopback or behind a proxy with TLS."""
+        try:
+            is_loopback = ip_address(self.host).is_loopback
+        except ValueError:
+            is_loopback = self.host == "localhost"
+        return None if is_loopback or self.behind_tls_proxy else self.host
 
     def session_length(self) -> timedelta:
         """Return how long a person's session lasts."""

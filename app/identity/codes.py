@@ -28,6 +28,11 @@ def step_at(at: datetime) -> int:
     return int(at.timestamp()) // STEP_SECONDS
 
 
+def code_of_step(secret: str, step: int) -> str:
+    """Return the code that the person's own device shows during a step; for clients and tests, never for the service."""
+    return HOTP(secret, digits=DIGITS).at(step)
+
+
 def accepted_step(secret: str, code: str, at: datetime, last_step: int | None) -> int:
     """Return the step whose code this is: the current or the previous one, and later than the last one used.
 

@@ -33,7 +33,7 @@ class Surroundings:
     entropy: Entropy = field(default_factory=SystemEntropy)
 
 
-def create_deployment(around: Surroundings, mode: Mode) -> DeploymentRecord:
+def create_deployment(around: Surroundings, mode: Mode, *, is_demo: bool = False) -> DeploymentRecord:
     """Make the identity and the keys of a new deployment; raise ``AlreadyExists`` when the database has one."""
     deployment_id = UUID(bytes=around.entropy.draw("deployment id", 16), version=4)
     with around.database.transaction() as tx:
@@ -42,7 +42,7 @@ def create_deployment(around: Surroundings, mode: Mode) -> DeploymentRecord:
             raise AlreadyExists(message)
         secret = around.entropy.draw("deployment secret", 32)
         wrapped = KeyRing.create_secret(around.provider, str(deployment_id), mode, secret)
-        record = DeploymentRecord(deployment_id, mode, wrapped)
+        record = DeploymentRecord(deployment_id, mode, is_demo, wrapped)
         now = around.clock()
         keys.add_deployment(tx, record, now)
         ring = KeyRing(around.provider, str(deployment_id), mode, wrapped, around.entropy)
@@ -50,6 +50,20 @@ def create_deployment(around: Surroundings, mode: Mode) -> DeploymentRecord:
         public_key, wrapped_key = signing.new_signing_key(1, around.entropy.draw("signing key", 32))
         keys.add_signing_key(tx, SigningKeyRecord(1, public_key, wrapped_key, None), now)
     return record
+
+
+def what_is_in(database: Database) -> str:
+    """Return what a database holds: ``empty``, ``demo`` (of `snose demo`, in mode test), or ``other``."""
+    with database.transaction() as tx:
+        names = migrate.table_names(tx)
+        if not names:
+            return "empty"
+        if migrate.current(tx) != migrate.head():
+            return "other"
+        record = keys.find_deployment(tx)
+    # A demo that was stopped between its migration and its first key holds tables and no row.
+    demo = record is None or (record.is_demo and record.mode is Mode.TEST)
+    return "demo" if demo else "other"
 
 
 def key_name(record: DeploymentRecord) -> str:

@@ -20,6 +20,8 @@ class DeploymentRecord:
 
     deployment_id: UUID
     mode: Mode
+    is_demo: bool
+    """Made by `snose demo`: only such a database may be emptied again."""
     wrapped_secret: str
 
 
@@ -35,8 +37,8 @@ class SigningKeyRecord:
 
 def find_deployment(tx: Transaction) -> DeploymentRecord | None:
     """Return the deployment's record; None before ``snose init``."""
-    row = tx.execute(select(_d.deployment_id, _d.mode, _d.wrapped_secret)).one_or_none()
-    return None if row is None else DeploymentRecord(row.deployment_id, Mode(row.mode), row.wrapped_secret)
+    row = tx.execute(select(_d.deployment_id, _d.mode, _d.is_demo, _d.wrapped_secret)).one_or_none()
+    return None if row is None else DeploymentRecord(row.deployment_id, Mode(row.mode), row.is_demo, row.wrapped_secret)
 
 
 def add_deployment(tx: Transaction, record: DeploymentRecord, at: datetime) -> None:
@@ -46,6 +48,7 @@ def add_deployment(tx: Transaction, record: DeploymentRecord, at: datetime) -> N
         {
             "deployment_id": record.deployment_id,
             "mode": record.mode,
+            "is_demo": record.is_demo,
             "wrapped_secret": record.wrapped_secret,
             "created_at": at,
         },

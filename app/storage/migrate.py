@@ -7,7 +7,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, inspect
 
 from app.storage.database import Database, Transaction
 
@@ -31,6 +31,11 @@ def head() -> str:
 def current(tx: Transaction) -> str | None:
     """Return the revision of the database; None for an empty one."""
     return MigrationContext.configure(tx.connection).get_current_revision()
+
+
+def table_names(tx: Transaction) -> list[str]:
+    """Return the tables that are there, ours or not."""
+    return inspect(tx.connection).get_table_names()
 
 
 def upgrade(url: str, revision: str = "head") -> None:

@@ -98,6 +98,7 @@ deployment = Table(
     metadata,
     Column("deployment_id", Uuid(), primary_key=True),
     _text("mode"),
+    Column("is_demo", Boolean(), nullable=False),
     _text("wrapped_secret"),
     _time("created_at"),
 )

@@ -1,0 +1,141 @@
+"""The `snose` command. Every command takes its settings from the environment; exit status 0 only on success."""
+
+import json
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from app.cli import demo as demo_command
+from app.cli.serving import serve as serve_until_stopped
+from app.domain.words import Mode
+from app.errors import SnoseError
+from app.main import configure_logs, surroundings
+from app.sealing.providers import KeyFileProvider
+from app.services import safety, startup
+from app.services.context import SystemEntropy
+from app.services.people import register_first_admin
+from app.settings import Settings
+from app.storage import grants, migrate
+
+command = typer.Typer(
+    name="snose",
+    help="Randomization, blinding and code breaks for clinical trials.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout.")]
+
+
+def main() -> None:
+    """Run the command; what goes wrong is said in one plain sentence, never as a traceback."""
+    try:
+        command()
+    except SnoseError as error:
+        typer.echo(f"{error.message} {error.advice if not error.message else ''}".strip(), err=True)
+        sys.exit(1)
+
+
+def _say(as_json: bool, values: dict[str, object], text: str) -> None:  # noqa: FBT001  # the option of every command
+    typer.echo(json.dumps(values) if as_json else text)
+
+
+@command.command()
+def demo(  # noqa: PLR0913  # one parameter for each option of api.md
+    subjects: Annotated[int, typer.Option(min=1, max=320, help="How many of the 320 to enrol.")] = 320,
+    *,
+    exit_: Annotated[bool, typer.Option("--exit", help="End after the summary.")] = False,
+    serve_only: Annotated[bool, typer.Option("--serve-only", help="Stop before the first subject.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on loopback; 0 picks one.")] = 0,
+    data: Annotated[Path | None, typer.Option(help="Folder for the demo's files.")] = None,
+    database: Annotated[str | None, typer.Option(help="PostgreSQL URL, empty or of an earlier demo.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole trial NCT03033277 on a throw-away deployment, then go on serving."""
+    demo_command.run(demo_command.Options(subjects, exit_, serve_only, port, data, database, as_json), as_json=as_json)
+
+
+@command.command()
+def init(
+    username: Annotated[str, typer.Option(help="User name of the first service administrator.")],
+    display_name: Annotated[str, typer.Option(help="Printed name.")],
+    email: Annotated[str, typer.Option(help="Address.")] = "",
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Make the keys of a new deployment and its first service administrator; shows the issued password once."""
+    settings = Settings()
+    chance = SystemEntropy()
+    if not settings.key_file.exists():
+        KeyFileProvider.create(settings.key_file, chance.draw("key file", 32))
+    around = surroundings(settings)
+    around.database.be_the_only_process()
+    try:
+        startup.create_deployment(around, settings.mode)
+        deployment = startup.unseal(around, settings.mode)
+        password = register_first_admin(deployment, username, display_name, email)
+    finally:
+        around.database.close()
+    _say(
+        as_json,
+        {"username": username, "password": password},
+        f"Issued to {username}, to be replaced at the first sign-in: {password}",
+    )
+
+
+@command.command()
+def serve() -> None:
+    """Serve until stopped."""
+    settings = Settings()
+    configure_logs()
+    if settings.mode is Mode.LIVE:
+        safety.refuse_unsafe(surroundings(settings), settings.plain_host())
+    serve_until_stopped(settings)
+
+
+@command.command(name="migrate")
+def migrate_(
+    revision: Annotated[str, typer.Option(help="Revision to reach.")] = "head",
+    app_role: Annotated[
+        str | None, typer.Option(help="PostgreSQL role of the service; gets exactly the grants that it needs.")
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the database to the schema of this release."""
+    settings = Settings()
+    url = settings.migration_url or settings.url()
+    migrate.upgrade(url, revision)
+    if app_role is not None:
+        grants.grant_to(url, app_role)
+    _say(as_json, {"revision": migrate.head()}, f"The schema is at revision {migrate.head()}.")
+
+
+@command.command()
+def doctor(*, as_json: AsJson = False) -> None:
+    """Name each unsafe setting and how to mend it."""
+    settings = Settings()
+    found = safety.findings(surroundings(settings), settings.plain_host())
+    if as_json:
+        typer.echo(json.dumps({"findings": [{"what": one.what, "mend": one.mend} for one in found]}))
+    elif not found:
+        typer.echo("Nothing unsafe was found.")
+    else:
+        for one in found:
+            typer.echo(f"- {one.what}\n  {one.mend}")
+    if found:
+        raise typer.Exit(1)
+
+
+@command.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def verify(ctx: typer.Context) -> None:
+    """Verify a trail export or a final package offline: `snose verify trail|package FILE [--sink FILE] [--json]`."""
+    verifier: Final = str(files("app") / "verifier.py")
+    # A process of its own: the verifier shares nothing with the service, not even what is imported here.
+    finished = subprocess.run([sys.executable, "-I", verifier, *ctx.args], check=False)  # noqa: S603  # our own file
+    raise typer.Exit(finished.returncode)

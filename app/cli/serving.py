@@ -1,0 +1,59 @@
+"""Serving: a parent that looks after worker processes and gives out the metrics of all of them on a port of their own."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.multiprocess import MultiProcessCollector
+from uvicorn.supervisors import Multiprocess
+
+from app.errors import UnsafeSetting
+from app.settings import Settings
+
+APPLICATION: Final = "app.main:create_from_environment"
+GRACE_SECONDS: Final = 30
+BACKLOG: Final = 512
+
+
+def serve(settings: Settings) -> None:
+    """Serve until stopped; requests in hand are finished first. Raises ``UnsafeSetting`` for SQLite with several workers.
+
+    The workers read the settings from the environment again, so this must have come from there.
+    """
+    if settings.url().startswith("sqlite") and settings.workers > 1:
+        message = "SQLite takes one worker. Set SNOSE_WORKERS=1, or use PostgreSQL."
+        raise UnsafeSetting(message)
+    with tempfile.TemporaryDirectory(prefix="snose-metrics-") as folder:
+        # Read by the metrics library when a worker imports it: each worker writes its numbers there.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        if settings.metrics_port is not None:
+            _give_out_metrics(settings.host, settings.metrics_port, Path(folder))
+        config = uvicorn.Config(
+            APPLICATION,
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            # uvicorn's own access log holds paths with subjects and kit codes; the service writes its own (`app.api.edge`).
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            date_header=True,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            timeout_keep_alive=30,
+            backlog=BACKLOG,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+        )
+        socket = config.bind_socket()
+        Multiprocess(config, uvicorn.Server(config).run, [socket]).run()
+
+
+def _give_out_metrics(host: str, port: int, folder: Path) -> None:
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]  # the library's own is untyped
+    start_http_server(port, host, registry)
