@@ -1,7 +1,7 @@
 """Chance as a value: a stream that a label names and SHAKE-256 expands (rule A4, algorithm.md)."""
 
 import hashlib
-import sys
+import struct
 from array import array
 from collections.abc import Sequence
 from typing import Final, TypeVar
@@ -89,9 +89,7 @@ class Stream:
         # hashlib gives the output from its beginning only: doubling keeps the work proportional to what is
         # used.
         length = max(_FIRST_SQUEEZE, 2 * self._squeezed)
-        words = array("I", self._sponge.digest(length)[self._squeezed :])
-        if sys.byteorder == "little":
-            words.byteswap()
-        self._words = self._words[self._next :] + words
+        output = self._sponge.digest(length)[self._squeezed :]
+        self._words = self._words[self._next :] + array("I", struct.unpack(f">{len(output) // _WORD_SIZE}I", output))
         self._next = 0
         self._squeezed = length
