@@ -235,12 +235,20 @@ def describe(action: Action) -> str:
 
 
 def enter_by_service(
-    deployment: Deployment, action: str, *, study: StudyHead | None = None, after: Part | None = None
+    deployment: Deployment,
+    action: str,
+    *,
+    study: StudyHead | None = None,
+    target: Part | None = None,
+    after: Part | None = None,
+    work: Callable[[Transaction], None] | None = None,
 ) -> LogState:
-    """Enter what the service itself did or saw, under its own name (AUD-17)."""
+    """Enter what the service itself did or saw, under its own name (AUD-17); ``work`` is done in the same transaction."""
     with deployment.database.transaction() as tx:
+        if work is not None:
+            work(tx)
         ctx = RequestContext(deployment, Action.READ_SELF, None, deployment.entropy.draw("request id", 16).hex(), "")
-        note = _Note(action, "done", None, None, after=after)
+        note = _Note(action, "done", None, None, target, after=after)
         return _append(tx, ctx, study, note, deployment.clock())[1]
 
 

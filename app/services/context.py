@@ -9,6 +9,7 @@ from uuid import UUID
 
 from app.domain.entropy import Entropy
 from app.domain.words import Action, Mode, StudyCode
+from app.identity.attempts import Strangers
 from app.identity.passwords import Passwords
 from app.identity.tokens import token_digest
 from app.sealing.ring import KeyRing
@@ -64,6 +65,7 @@ class Deployment:
     commitments: CommitmentKeeper
     noise: NoiseMeter
     limits: Limits
+    strangers: Strangers = field(default_factory=Strangers)
 
     def new_id(self) -> UUID:
         """Return a random row id (UUIDv4): it tells neither order nor time (rule B3)."""

@@ -171,21 +171,33 @@ def get_account(tx: Transaction, name: str, *, is_machine: bool) -> Account:
     return _account(row)
 
 
-def list_people(tx: Transaction, after: str, limit: int) -> list[Account]:
-    """Return people by user name, those after ``after``."""
-    rows = tx.execute(_ACCOUNT.where(_p.is_machine.is_(False), _p.name > after).order_by(_p.name).limit(limit))
+def list_people(tx: Transaction, after: str, until: datetime, limit: int) -> list[Account]:
+    """Return people by user name, those after ``after`` who were registered no later than ``until``."""
+    rows = tx.execute(
+        _ACCOUNT.where(_p.is_machine.is_(False), _p.name > after, _p.created_at <= until).order_by(_p.name).limit(limit)
+    )
     return [_account(row) for row in rows]
+
+
+_CREDENTIAL: Final = select(_p.is_machine, _p.is_active, *tables.credential.c).join_from(
+    tables.principal, tables.credential, _c.principal_id == _p.principal_id
+)
 
 
 def find_credential(tx: Transaction, name: str, *, is_machine: bool) -> Credential | None:
     """Return what an account proves itself with; None when there is no such account."""
-    row = tx.execute(
-        select(_p.is_machine, _p.is_active, *tables.credential.c)
-        .join_from(tables.principal, tables.credential, _c.principal_id == _p.principal_id)
-        .where(_p.name == name, _p.is_machine == is_machine)
-    ).one_or_none()
-    if row is None:
-        return None
+    row = tx.execute(_CREDENTIAL.where(_p.name == name, _p.is_machine == is_machine)).one_or_none()
+    return _credential(row) if row is not None else None
+
+
+def hold_credential(tx: Transaction, principal_id: UUID) -> Credential:
+    """Return what an account proves itself with, and keep others from changing it until the transaction ends."""
+    tx.execute(select(_c.principal_id).where(_c.principal_id == principal_id).with_for_update())
+    # Read after the lock was given, in a statement of its own: what a rival committed meanwhile is seen.
+    return _credential(tx.execute(_CREDENTIAL.where(_p.principal_id == principal_id)).one())
+
+
+def _credential(row: Row[Any]) -> Credential:
     return Credential(
         principal_id=row.principal_id,
         is_machine=row.is_machine,
@@ -200,21 +212,12 @@ def find_credential(tx: Transaction, name: str, *, is_machine: bool) -> Credenti
     )
 
 
-def record_failed_attempt(tx: Transaction, principal_id: UUID, blocked_until: datetime | None) -> None:
-    """Count a wrong try and say until when the next one is not looked at."""
+def record_attempts(tx: Transaction, principal_id: UUID, failed: int, blocked_until: datetime | None) -> None:
+    """Keep how many wrong tries there were, and from when on the next one is looked at."""
     tx.execute(
         update(tables.credential)
         .where(_c.principal_id == principal_id)
-        .values(failed_attempts=_c.failed_attempts + 1, blocked_until=blocked_until)
-    )
-
-
-def record_good_attempt(tx: Transaction, principal_id: UUID) -> None:
-    """Forget the wrong tries."""
-    tx.execute(
-        update(tables.credential)
-        .where(_c.principal_id == principal_id, _c.failed_attempts > 0)
-        .values(failed_attempts=0, blocked_until=None)
+        .values(failed_attempts=failed, blocked_until=blocked_until)
     )
 
 
@@ -292,6 +295,12 @@ def add_session(
     )
 
 
+def get_session_end(tx: Transaction, session_id: UUID) -> datetime:
+    """Return when a session ends by itself."""
+    end: datetime = tx.execute(select(_s.expires_at).where(_s.session_id == session_id)).scalar_one()
+    return end
+
+
 def end_session(tx: Transaction, session_id: UUID, at: datetime) -> None:
     """End one session."""
     tx.execute(update(tables.session).where(_s.session_id == session_id).values(ended_at=at))
@@ -365,6 +374,21 @@ def record_revocation(tx: Transaction, principal_id: UUID, grant_id: UUID, at: d
     if ended.rowcount != 1:
         raise Missing
     return next(grant for grant in list_grants(tx, principal_id) if grant.grant_id == grant_id)
+
+
+def hold_service_admins(tx: Transaction) -> list[UUID]:
+    """Return the active service admins, and keep others from changing any of them until the transaction ends."""
+    query = (
+        select(_p.principal_id)
+        .where(
+            _p.is_active,
+            _p.principal_id.in_(select(_g.principal_id).where(_g.role == Role.SERVICE_ADMIN, _g.revoked_at.is_(None))),
+        )
+        .order_by(_p.principal_id)
+    )
+    tx.execute(query.with_for_update())
+    # Read after the locks were given: who was switched off meanwhile is seen, and everybody locks in the same order.
+    return [row.principal_id for row in tx.execute(query)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,609 @@
+"""Accounts, sign-in, the second proof, machine clients, and who holds which role.
+
+A password is verified and hashed outside any transaction: Argon2 takes its time, and a transaction that waits for it holds others
+up. So what is verified is looked at again inside, under a lock on the credential.
+"""
+
+import base64
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, NoReturn, TypeVar
+from uuid import UUID
+
+from app.domain.people import HeldGrant, Principal
+from app.domain.sealed import Column, SealContext
+from app.domain.words import SITE_ROLES, Action, Role, SiteCode, StudyCode, Username, excludes
+from app.errors import (
+    AlreadyExists,
+    Conflict,
+    DatabaseUnavailable,
+    GrantConflict,
+    IllegalTransition,
+    Invalid,
+    NotAuthenticated,
+    PasswordChangeRequired,
+    PasswordRefused,
+    SnoseError,
+    TooManyAttempts,
+    WrongCredentials,
+    WrongOneTimeCode,
+)
+from app.identity.attempts import Attempts
+from app.identity.codes import accepted_step, new_secret
+from app.identity.passwords import issued_password, refuse_weak
+from app.identity.tokens import client_secret_digest, new_client_secret, new_token, token_digest, verify_client_secret
+from app.services import pages
+from app.services.audited import Act, audited, enter_by_service
+from app.services.context import Deployment, RequestContext
+from app.storage import people, studies
+from app.storage.database import CommitUncertain, Transaction, TryAgain
+from app.storage.people import Account, Credential, RoleGrant
+
+T = TypeVar("T")
+
+_ATTEMPTS: Final = 8
+_USERNAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,39}")
+_RESERVED: Final = frozenset({"snose", "unknown"})
+"""Names that the trail gives to the service itself and to nobody known."""
+_CLIENT_PREFIX: Final = "client-"
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """A new session. Danger: the token is shown once and kept nowhere."""
+
+    access_token: str
+    expires_in: int
+    """Whole seconds."""
+    acr: str
+    auth_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewPassword:
+    """What the first change of a password gives; None at later ones. Danger: shown once."""
+
+    totp_secret: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedPerson:
+    """A new or reset account with its one-time password. Danger: shown once."""
+
+    username: Username
+    password: str
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedClient:
+    """A new machine client with its secret. Danger: shown once."""
+
+    client_id: str
+    client_secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProofState:
+    """The second proof of a session: when it was given, how old it is, whether an act has spent it."""
+
+    at: datetime
+    age_seconds: int
+    spent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Myself:
+    """Who is asking, as the service knows them now."""
+
+    username: str
+    display_name: str
+    is_machine: bool
+    acr: str
+    proof: ProofState | None
+    must_change_password: bool
+    password_expired: bool
+    grants: tuple[HeldGrant, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeoplePage:
+    """A page of people by user name."""
+
+    items: Sequence[Account]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The account that a grant is about: a person or a machine client."""
+
+    name: str
+    is_machine: bool
+
+    def account(self, tx: Transaction) -> Account:
+        """Return the account; raise ``Missing``."""
+        return people.get_account(tx, self.name, is_machine=self.is_machine)
+
+    def target(self) -> dict[str, str]:
+        """Return how entries name it."""
+        return {"client_id" if self.is_machine else "username": self.name}
+
+
+# -- sign-in ---------------------------------------------------------------------------------------------------------
+
+
+def sign_in(ctx: RequestContext, username: str, password: str) -> SignedIn:
+    """Return a session on the strength of a password; what an account without one would hear tells nothing of it.
+
+    Raises ``WrongCredentials``, which is entered with the account or ``unknown`` (rule E1), and ``TooManyAttempts``, which is
+    counted as noise: nothing was looked at.
+    """
+    name = username.strip().casefold()
+    try:
+        credential = _apart(ctx.deployment, lambda tx: _charge_name(ctx, tx, name))
+    except TooManyAttempts:
+        ctx.deployment.noise.count(ctx.network)
+        raise
+    fault = _fault_of(lambda: ctx.deployment.passwords.verify(password, _secret_of(credential)))
+
+    def work(act: Act) -> SignedIn:
+        if credential is None or fault is not None:
+            raise fault or WrongCredentials
+        _hold_unchanged(act, credential)
+        end = act.now + act.deployment.limits.session_length
+        return _begin_session(act, credential.principal_id, end, "pwd")
+
+    target = {"username": name if credential is not None else "unknown"}
+    return audited(ctx, Action.SIGN_IN, work, target=target, on_refusal=_enter_failed_login)
+
+
+def issue_token(ctx: RequestContext, client_id: str, client_secret: str) -> SignedIn:
+    """Return a session of a machine client; raise ``WrongCredentials``.
+
+    Tries are not slowed down: a secret of 256 random bits is not guessed, and a stranger could stand before the EDC system.
+    """
+    credential = _apart(ctx.deployment, lambda tx: people.find_credential(tx, client_id, is_machine=True))
+    stored = bytes.fromhex(credential.secret_hash) if credential is not None else None
+    fault = _fault_of(lambda: verify_client_secret(client_secret, stored))
+
+    def work(act: Act) -> SignedIn:
+        if credential is None or fault is not None:
+            raise fault or WrongCredentials
+        kept = people.hold_credential(act.tx, credential.principal_id)
+        if not kept.is_active or kept.secret_hash != credential.secret_hash:
+            raise WrongCredentials
+        end = act.now + act.deployment.limits.machine_token_length
+        return _begin_session(act, credential.principal_id, end, "client")
+
+    # A name that no client has is noise; a known one's failure is entered, because its secret may have been lost.
+    on_refusal = _enter_failed_login if credential is not None else None
+    return audited(ctx, Action.ISSUE_TOKEN, work, target={"client_id": client_id}, on_refusal=on_refusal)
+
+
+def step_up(ctx: RequestContext, one_time_code: str) -> SignedIn:
+    """Return a new session with a fresh second proof; it ends when the first one would have ended.
+
+    Raises ``WrongOneTimeCode`` for a code that is wrong, old or used (rule D3), ``TooManyAttempts``, ``PasswordChangeRequired``
+    before the first change: until then there is no factor that only the person has seen.
+    """
+    credential, fault = _charge_caller(ctx)
+
+    def work(act: Act) -> SignedIn:
+        caller = act.principal
+        if caller.must_change_password:
+            raise PasswordChangeRequired
+        if fault is not None:
+            raise fault
+        kept = people.hold_credential(act.tx, caller.principal_id)
+        if credential is None or kept.totp_secret is None:
+            raise WrongOneTimeCode
+        secret = act.deployment.ring.open(_factor_context(caller.principal_id), kept.totp_secret).decode("ascii")
+        step = accepted_step(secret, one_time_code.replace(" ", ""), act.now, kept.totp_last_step)
+        if not people.claim_one_time_step(act.tx, caller.principal_id, step):
+            raise WrongOneTimeCode
+        people.record_attempts(act.tx, caller.principal_id, 0, None)
+        end = people.get_session_end(act.tx, caller.session_id)
+        return _begin_session(act, caller.principal_id, end, "mfa")
+
+    return audited(ctx, Action.STEP_UP, work)
+
+
+def sign_out(ctx: RequestContext) -> None:
+    """End the session in hand."""
+    audited(ctx, Action.SIGN_OUT, lambda act: people.end_session(act.tx, act.principal.session_id, act.now))
+
+
+def read_self(ctx: RequestContext) -> Myself:
+    """Return who is asking, with the grants and the proof as they stand now."""
+
+    def work(act: Act) -> Myself:
+        caller, proof = act.principal, act.principal.proof
+        acr = "client" if caller.is_machine else "pwd" if proof is None else "mfa"
+        age = int((act.now - proof.at).total_seconds()) if proof is not None else 0
+        return Myself(
+            caller.name,
+            caller.display_name,
+            caller.is_machine,
+            acr,
+            ProofState(proof.at, age, proof.spent) if proof is not None else None,
+            caller.must_change_password,
+            caller.password_expired,
+            caller.grants,
+        )
+
+    return audited(ctx, Action.READ_SELF, work)
+
+
+def change_password(ctx: RequestContext, current: str, new: str) -> NewPassword:
+    """Return the new second factor, which only the person sees, at the first change after registration or reset.
+
+    The token in hand stays, every other session ends. Raises ``PasswordRefused``, ``WrongCredentials``, ``TooManyAttempts``.
+    """
+    caller = _apart(ctx.deployment, lambda tx: _find_caller(ctx, tx))
+    secret_hash, fault = "", None
+    credential: Credential | None = None
+    if caller is not None and not caller.is_machine:
+        # A password that is refused anyhow says nothing about the current one, so it costs no try.
+        fault = _fault_of(lambda: _refuse(caller.name, current, new))
+        if fault is None:
+            credential, fault = _charge_caller(ctx)
+        if fault is None:
+            fault = _fault_of(lambda: ctx.deployment.passwords.verify(current, _secret_of(credential)))
+        if fault is None:
+            secret_hash = ctx.deployment.passwords.hash(new)
+
+    def work(act: Act) -> NewPassword:
+        if fault is not None:
+            raise fault
+        if credential is None or not secret_hash:
+            raise NotAuthenticated
+        kept = _hold_unchanged(act, credential)
+        principal_id = act.principal.principal_id
+        factor = new_secret(act.deployment.entropy) if kept.must_change or kept.totp_secret is None else None
+        sealed = None
+        if factor is not None:
+            sealed = act.deployment.ring.seal(_factor_context(principal_id), factor.encode("ascii"))
+        people.record_new_password(act.tx, principal_id, secret_hash, act.now, sealed)
+        people.end_sessions(act.tx, principal_id, act.now, but=act.principal.session_id)
+        act.note(target={"username": act.principal.name}, after={"new_second_factor": factor is not None})
+        return NewPassword(factor)
+
+    return audited(ctx, Action.CHANGE_PASSWORD, work)
+
+
+# -- accounts --------------------------------------------------------------------------------------------------------
+
+
+def register_person(ctx: RequestContext, username: str, display_name: str, email: str) -> IssuedPerson:
+    """Return a new account with a one-time password; raise ``AlreadyExists`` for a name that was ever used (USR-18)."""
+    issued = _issue(ctx)
+
+    def work(act: Act) -> IssuedPerson:
+        password, secret_hash = issued or _nobody_asks()
+        name = check_username(username)
+        act.note(target={"username": name})
+        account = Account(act.deployment.new_id(), name, display_name, email, False, True, act.now)  # noqa: FBT003  # a person, active
+        people.add_account(act.tx, account, secret_hash, must_change=True)
+        act.note(after={"display_name": display_name, "is_active": True})
+        return IssuedPerson(name, password)
+
+    return audited(ctx, Action.REGISTER_PERSON, work)
+
+
+def list_people(ctx: RequestContext, limit: int, cursor: str | None) -> PeoplePage:
+    """Return people by user name: those who were registered when the first page was read."""
+
+    def work(act: Act) -> PeoplePage:
+        after, until = "", act.now
+        if cursor is not None:
+            after, pinned = pages.decode(act, cursor)
+            until = datetime.fromisoformat(pinned)
+        found = people.list_people(act.tx, after, until, limit + 1)
+        more = pages.encode(act, [found[limit - 1].name, until.isoformat()]) if len(found) > limit else None
+        return PeoplePage(found[:limit], more)
+
+    return audited(ctx, Action.LIST_PEOPLE, work)
+
+
+def deactivate(ctx: RequestContext, holder: Holder) -> Account:
+    """Return the account, switched off and never deleted; its sessions end at once. Raises ``Conflict`` for the last admin."""
+
+    def work(act: Act) -> Account:
+        act.note(target=holder.target())
+        admins = people.hold_service_admins(act.tx)
+        account = holder.account(act.tx)
+        people.lock_account(act.tx, account.principal_id)
+        if not holder.account(act.tx).is_active:
+            message = "The account is switched off already."
+            raise IllegalTransition(message)
+        _keep_one_admin(admins, account.principal_id)
+        people.record_deactivation(act.tx, account.principal_id)
+        people.end_sessions(act.tx, account.principal_id, act.now)
+        act.note(before={"is_active": True}, after={"is_active": False})
+        return holder.account(act.tx)
+
+    return audited(ctx, Action.DEACTIVATE_PERSON, work)
+
+
+def reset(ctx: RequestContext, username: Username) -> IssuedPerson:
+    """Return a one-time password after a loss: the old one, the second factor and every session are void (USR-13, EUB-15)."""
+    issued = _issue(ctx)
+
+    def work(act: Act) -> IssuedPerson:
+        password, secret_hash = issued or _nobody_asks()
+        act.note(target={"username": username})
+        account = people.get_account(act.tx, username, is_machine=False)
+        people.hold_credential(act.tx, account.principal_id)
+        if not account.is_active:
+            message = "The account is switched off."
+            raise IllegalTransition(message)
+        people.record_issued_password(act.tx, account.principal_id, secret_hash, act.now)
+        people.end_sessions(act.tx, account.principal_id, act.now)
+        act.note(after={"must_change_password": True, "second_factor": None})
+        return IssuedPerson(username, password)
+
+    return audited(ctx, Action.RESET_PERSON, work)
+
+
+def register_client(ctx: RequestContext, name: str) -> IssuedClient:
+    """Return a new machine client with its secret."""
+
+    def work(act: Act) -> IssuedClient:
+        deployment = act.deployment
+        drawn = base64.b32encode(deployment.entropy.draw("client id", 10)).decode("ascii").lower()
+        issued = IssuedClient(_CLIENT_PREFIX + drawn, new_client_secret(deployment.entropy))
+        account = Account(deployment.new_id(), issued.client_id, name, None, True, True, act.now)  # noqa: FBT003  # a machine, active
+        people.add_account(act.tx, account, client_secret_digest(issued.client_secret).hex(), must_change=False)
+        act.note(target={"client_id": issued.client_id}, after={"name": name, "is_active": True})
+        return issued
+
+    return audited(ctx, Action.REGISTER_CLIENT, work)
+
+
+def register_first_admin(deployment: Deployment, username: str, display_name: str, email: str) -> str:
+    """Return the one-time password of the first service admin, entered by the service itself.
+
+    Raises ``AlreadyExists`` when there is an active service admin, ``Invalid`` for a name that cannot be one.
+    """
+    name = check_username(username)
+    password = issued_password(deployment.entropy)
+    secret_hash = deployment.passwords.hash(password)
+    now = deployment.clock()
+    account = Account(deployment.new_id(), name, display_name, email, False, True, now)  # noqa: FBT003  # a person, active
+
+    def work(tx: Transaction) -> None:
+        if people.hold_service_admins(tx):
+            message = "There is a service admin already, who registers further people."
+            raise AlreadyExists(message)
+        people.add_account(tx, account, secret_hash, must_change=True)
+        people.add_grant(tx, deployment.new_id(), account.principal_id, Role.SERVICE_ADMIN, None, None, now, by="snose")
+
+    after = {"display_name": display_name, "is_active": True, "role": Role.SERVICE_ADMIN}
+    state = enter_by_service(deployment, Action.REGISTER_PERSON, target={"username": name}, after=after, work=work)
+    deployment.checkpoints.publish(state, now)
+    return password
+
+
+def check_username(username: str) -> Username:
+    """Return the name; raise ``Invalid`` for one that cannot be a person's, or that the trail gives to others."""
+    if not _USERNAME.fullmatch(username) or username in _RESERVED or username.startswith(_CLIENT_PREFIX):
+        message = (
+            "A user name has 2 to 40 lower-case letters, digits, '.', '_' or '-', begins with a letter or digit, "
+            "and is not one that the service keeps for itself."
+        )
+        raise Invalid(message, "username")
+    return Username(username)
+
+
+# -- grants ----------------------------------------------------------------------------------------------------------
+
+
+def grant_role(
+    ctx: RequestContext, holder: Holder, role: Role, study_code: StudyCode | None, site_code: SiteCode | None
+) -> UUID:
+    """Return the id of the new grant, effective at once; entered in the study's log when the study is registered.
+
+    Raises ``Invalid`` for a role that does not fit account, study or site, ``Missing`` for an unknown account or site,
+    ``GrantConflict`` for roles that exclude each other (rule B10), ``AlreadyExists``, ``IllegalTransition``.
+    """
+
+    def work(act: Act) -> UUID:
+        act.note(target={**holder.target(), **_grant_part(role, study_code, site_code)})
+        _check_shape(holder, role, study_code, site_code)
+        account = holder.account(act.tx)
+        study = studies.find_study(act.tx, study_code) if study_code is not None else None
+        if study is not None and site_code is not None:
+            studies.get_site(act.tx, study.study_id, site_code)
+        # Two at once would not see each other's grant: the account is held first, and its grants are read after.
+        people.lock_account(act.tx, account.principal_id)
+        if not holder.account(act.tx).is_active:
+            message = "The account is switched off."
+            raise IllegalTransition(message)
+        _check_exclusions(people.list_grants(act.tx, account.principal_id, act.now), role, study_code, site_code)
+        grant_id = act.deployment.new_id()
+        people.add_grant(
+            act.tx, grant_id, account.principal_id, role, study_code, site_code, act.now, act.principal.name
+        )
+        act.head = study
+        act.note(after={"grant_id": str(grant_id), **_grant_part(role, study_code, site_code)}, site_code=site_code)
+        return grant_id
+
+    return audited(ctx, Action.GRANT_ROLE, work)
+
+
+def list_grants(ctx: RequestContext, holder: Holder, at: datetime | None) -> Sequence[RoleGrant]:
+    """Return the grants of an account that held at a moment, now when none is named (USR-19)."""
+
+    def work(act: Act) -> Sequence[RoleGrant]:
+        act.note(target=holder.target())
+        return people.list_grants(act.tx, holder.account(act.tx).principal_id, at or act.now)
+
+    return audited(ctx, Action.LIST_GRANTS, work)
+
+
+def revoke_grant(ctx: RequestContext, holder: Holder, grant_id: UUID) -> None:
+    """End a grant; live tokens feel it at their next request (USR-06). Raises ``Missing``, ``Conflict`` for the last admin's."""
+
+    def work(act: Act) -> None:
+        act.note(target={**holder.target(), "grant_id": str(grant_id)})
+        admins = people.hold_service_admins(act.tx)
+        account = holder.account(act.tx)
+        people.lock_account(act.tx, account.principal_id)
+        ended = people.record_revocation(act.tx, account.principal_id, grant_id, act.now, act.principal.name)
+        if ended.role is Role.SERVICE_ADMIN:
+            _keep_one_admin(admins, account.principal_id)
+        act.head = studies.find_study(act.tx, ended.study_code) if ended.study_code is not None else None
+        act.note(before=_grant_part(ended.role, ended.study_code, ended.site_code), site_code=ended.site_code)
+
+    audited(ctx, Action.REVOKE_GRANT, work)
+
+
+def _grant_part(role: Role, study_code: StudyCode | None, site_code: SiteCode | None) -> dict[str, str | None]:
+    return {"role": role, "study_code": study_code, "site_code": site_code}
+
+
+def _check_shape(holder: Holder, role: Role, study_code: StudyCode | None, site_code: SiteCode | None) -> None:
+    if (role is Role.EDC_CLIENT) != holder.is_machine:
+        message = "Machine clients hold edc_client and nothing else; people hold the other roles."
+        raise Invalid(message, "role")
+    if (role is Role.SERVICE_ADMIN) != (study_code is None):
+        message = "Every role but service_admin is held in one study, which must be named; service_admin in none."
+        raise Invalid(message, "study_code")
+    if (role in SITE_ROLES) != (site_code is not None):
+        message = f"A site is named for {', '.join(sorted(SITE_ROLES))}, and for no other role."
+        raise Invalid(message, "site_code")
+
+
+def _check_exclusions(
+    held: Sequence[RoleGrant], role: Role, study_code: StudyCode | None, site_code: SiteCode | None
+) -> None:
+    for grant in held:
+        if (grant.role, grant.study_code, grant.site_code) == (role, study_code, site_code):
+            message = "The account holds this role there already."
+            raise AlreadyExists(message)
+        # Administration of the service excludes every role of every study (USR-16); the rest concerns one study.
+        same = grant.study_code == study_code or Role.SERVICE_ADMIN in (grant.role, role)
+        if same and excludes(grant.role, role):
+            message = f"The account holds {grant.role}, which excludes {role}."
+            raise GrantConflict(message)
+
+
+def _keep_one_admin(admins: Sequence[UUID], leaving: UUID) -> None:
+    if list(admins) == [leaving]:
+        message = "The last active service admin stays: grant the role to somebody else first."
+        raise Conflict(message)
+
+
+# -- inside ----------------------------------------------------------------------------------------------------------
+
+
+def _apart(deployment: Deployment, work: Callable[[Transaction], T]) -> T:
+    """Return what a short transaction before the door gives; raise ``DatabaseUnavailable`` when it never gets its turn."""
+    for _ in range(_ATTEMPTS):
+        try:
+            with deployment.database.transaction() as tx:
+                return work(tx)
+        except (TryAgain, CommitUncertain):
+            # A try that was counted twice costs a delay at most.
+            continue
+    raise DatabaseUnavailable
+
+
+def _fault_of(check: Callable[[], None]) -> SnoseError | None:
+    """Return what a check raises, so that it can be raised inside the door and entered there."""
+    try:
+        check()
+    except SnoseError as error:
+        return error
+    return None
+
+
+def _enter_failed_login(_tx: Transaction, _error: SnoseError) -> None:
+    """Ask the door to enter the refusal although nobody known is asking (rule E1); there is nothing else to write."""
+
+
+def _nobody_asks() -> NoReturn:
+    raise NotAuthenticated
+
+
+def _find_caller(ctx: RequestContext, tx: Transaction) -> Principal | None:
+    if ctx.token_digest is None:
+        return None
+    return people.find_principal(tx, ctx.token_digest, ctx.now(), None)
+
+
+def _issue(ctx: RequestContext) -> tuple[str, str] | None:
+    """Return a one-time password and its hash; None without a known caller, for whom no hash is computed."""
+    if _apart(ctx.deployment, lambda tx: _find_caller(ctx, tx)) is None:
+        return None
+    password = issued_password(ctx.deployment.entropy)
+    return password, ctx.deployment.passwords.hash(password)
+
+
+def _secret_of(credential: Credential | None) -> str | None:
+    return credential.secret_hash if credential is not None else None
+
+
+def _refuse(name: str, current: str, new: str) -> None:
+    refuse_weak(new, name)
+    if new == current:
+        message = "The new password must differ from the current one."
+        raise PasswordRefused(message, "new")
+
+
+def _charge_name(ctx: RequestContext, tx: Transaction, name: str) -> Credential | None:
+    """Count a try at a name; raise ``TooManyAttempts``, for a name that nobody has as for any other."""
+    credential = people.find_credential(tx, name, is_machine=False)
+    if credential is None:
+        ctx.deployment.strangers.charge(name, ctx.now())
+        return None
+    return _charge(ctx, tx, credential.principal_id)
+
+
+def _charge_caller(ctx: RequestContext) -> tuple[Credential | None, SnoseError | None]:
+    """Count a try of whoever holds the token; nothing without a person who holds it."""
+
+    def charge(tx: Transaction) -> Credential | None:
+        caller = _find_caller(ctx, tx)
+        if caller is None or caller.is_machine:
+            return None
+        return _charge(ctx, tx, caller.principal_id)
+
+    try:
+        return _apart(ctx.deployment, charge), None
+    except TooManyAttempts as error:
+        return None, error
+
+
+def _charge(ctx: RequestContext, tx: Transaction, principal_id: UUID) -> Credential:
+    credential = people.hold_credential(tx, principal_id)
+    charged = Attempts(credential.failed_attempts, credential.blocked_until).charged(ctx.now())
+    people.record_attempts(tx, principal_id, charged.failed, charged.blocked_until)
+    return credential
+
+
+def _hold_unchanged(act: Act, verified: Credential) -> Credential:
+    """Give the try back and return the credential as it is held now; raise ``WrongCredentials`` if it is another by now."""
+    kept = people.hold_credential(act.tx, verified.principal_id)
+    if not kept.is_active or kept.secret_hash != verified.secret_hash:
+        raise WrongCredentials
+    left = Attempts(kept.failed_attempts, kept.blocked_until).given_back(act.now)
+    people.record_attempts(act.tx, kept.principal_id, left.failed, left.blocked_until)
+    return kept
+
+
+def _begin_session(act: Act, principal_id: UUID, end: datetime, acr: str) -> SignedIn:
+    token = new_token(act.deployment.entropy)
+    digest = token_digest(token)
+    proof_at = act.now if acr == "mfa" else None
+    people.add_session(act.tx, act.deployment.new_id(), digest, principal_id, act.now, end, proof_at)
+    # From here on it is known who acts, and the entry says so.
+    act.caller = act.caller or people.find_principal(act.tx, digest, act.now, None)
+    act.note(after={"acr": acr, "expires_at": end.isoformat(timespec="seconds")})
+    return SignedIn(token, int((end - act.now).total_seconds()), acr, act.now)
+
+
+def _factor_context(principal_id: UUID) -> SealContext:
+    return SealContext(Column.TOTP, None, (str(principal_id),))

@@ -1,0 +1,400 @@
+"""The whole service in process: a deployment in a folder, a clock that ticks, seeded chance, and people who call it over HTTP.
+
+    with house(migrated_database_url, tmp_path) as h:                # or the fixture `house` of tests/api and tests/services
+        h.register_study()                                           # NCT03033277 with site 01, draft
+        doctor = h.person("investigator")                            # registered, granted, password and factor their own
+        answer = doctor.post("/v1/studies/NCT03033277/allocations", json={...})
+        doctor.post("/v1/studies/NCT03033277/code-breaks", json={...}, step_up=True)
+
+``house(url, tmp_path, **overrides) -> House``
+    A new deployment on an empty migrated database. Overrides: ``clock``, ``seed`` (all chance but lists), ``list_seed``,
+    ``entropy``, ``list_entropy``, and any field of `app.settings.Settings`, such as ``password_max_age_days=90``.
+``House``
+    ``client`` (the HTTP client, no credentials), ``clock``, ``deployment``, ``app``, ``settings``, ``admin`` (first service admin);
+    ``person(role, study=STUDY, site=None, username=None)`` and ``machine(role, study=STUDY)`` give a `Caller`; ``site`` is ``01``
+    for site roles unless named, and role ``None`` grants nothing. ``register(username)`` gives an account whose issued
+    password still stands. ``grant(caller, role, study, site)`` grants one more and answers its id. ``register_study(code,
+    sites=("01",), **fields)`` registers a study (``STUDY_BODY`` with these fields) with its ``study_admin``, kept in
+    ``study_admins[code]``. ``trail(study=None)`` gives the entries of a study's or the service's log, read from the database.
+    ``restart(**overrides)`` is a new process on the same files. ``close()`` ends it; ``with`` does so by itself.
+``Caller``
+    ``get/post/delete(path, json=None, step_up=False, headers=None)`` sign in once (again when the session is over) and answer the
+    response; a 500 fails the test at once. ``step_up=True`` gives a fresh proof first, with a new one-time code: the clock is
+    advanced to the next step when this one's code was used. ``token()``, ``elevated_token()`` and ``code()`` are there for
+    tests about sessions. ``username``, ``password``, ``totp_secret``, ``client_id``, ``client_secret`` are kept.
+``expect(response, status)``
+    The response's JSON, or a failure that shows what came instead.
+``TickingClock``
+    Each call is 1 ms later. ``advance(seconds=30)`` takes the arguments of `timedelta`; ``now`` looks without a tick.
+``SeededEntropy(seed)``
+    One independent stream for each purpose word; safe for threads.
+"""
+
+import hashlib
+import json as jsonlib
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Lock, RLock
+from types import TracebackType
+from typing import Any, Final, Self, TypeAlias
+
+import pyotp
+from fastapi import FastAPI
+from httpx2 import Response
+from sqlalchemy import select
+from starlette.testclient import TestClient
+
+from app.domain.entropy import Entropy
+from app.domain.words import SITE_ROLES, Mode, Role
+from app.main import create_app, surroundings
+from app.sealing.providers import KeyFileProvider
+from app.services import people
+from app.services.context import Deployment
+from app.services.startup import create_deployment
+from app.settings import Settings
+from app.storage import tables
+
+Json: TypeAlias = Any
+"""What JSON holds, and what settings take: a test knows which it sent, and what it expects back."""
+
+STUDY: Final = "NCT03033277"
+BEGINNING: Final = datetime(2026, 11, 22, 8, 0, tzinfo=UTC)
+STUDY_BODY: Final[Mapping[str, Any]] = {
+    "study_code": STUDY,
+    "title": "HUC-MSC transplantation in women with primary ovarian insufficiency",
+    "blinding": "double",
+    "planned_subjects": 320,
+    "stock_floor": 3,
+    "arms": [
+        {
+            "arm_code": "CONTROL",
+            "label": "Control group",
+            "treatment": "Hormone replacement therapy + placebo",
+            "ratio": 1,
+        },
+        {
+            "arm_code": "HUCMSC",
+            "label": "Experimental group",
+            "treatment": "Hormone replacement therapy + HUC-MSCs",
+            "ratio": 1,
+        },
+    ],
+    "factors": [],
+    "stratify_by_site": False,
+    "backup_contact": "Pharmacy on call, +86 10 5550 0100",
+}
+_ROOT_KEY: Final = bytes(range(32))
+
+
+class TickingClock:
+    """A frozen clock that ticks: each call is one millisecond later than the one before."""
+
+    def __init__(self, begin: datetime = BEGINNING) -> None:
+        self._now = begin
+        self._lock = Lock()
+
+    def __call__(self) -> datetime:
+        with self._lock:
+            self._now += timedelta(milliseconds=1)
+            return self._now
+
+    @property
+    def now(self) -> datetime:
+        return self._now
+
+    def advance(self, by: timedelta | None = None, **amount: float) -> None:
+        with self._lock:
+            self._now += by if by is not None else timedelta(**amount)
+
+
+class SeededEntropy:
+    """Chance that is the same in every run of a test."""
+
+    def __init__(self, seed: str | int = 0) -> None:
+        self._seed = str(seed)
+        self._draws: Counter[str] = Counter()
+        self._lock = Lock()
+
+    def draw(self, purpose: str, size: int) -> bytes:
+        with self._lock:
+            self._draws[purpose] += 1
+            count = self._draws[purpose]
+        return hashlib.shake_256(f"{self._seed}|{purpose}|{count}".encode()).digest(size)
+
+
+def expect(response: Response, status: int) -> Json:
+    """Return what a response says, when it is of this status."""
+    if response.status_code != status:
+        message = f"{response.request.method} {response.request.url.path}: {response.status_code} {response.text}"
+        raise AssertionError(message)
+    return response.json() if response.content else None
+
+
+@dataclass
+class Caller:
+    """A person or a machine client with its own credentials."""
+
+    house: "House"
+    username: str = ""
+    password: str = ""
+    totp_secret: str = ""
+    client_id: str = ""
+    client_secret: str = ""
+    grant_ids: list[str] = field(default_factory=list)
+    _token: str | None = None
+    _token_ends: datetime = BEGINNING
+    _last_step: int = -1
+    _lock: RLock = field(default_factory=RLock)
+
+    def get(
+        self, path: str, *, step_up: bool = False, headers: Mapping[str, str] | None = None, **query: Json
+    ) -> Response:
+        return self.request("GET", path, step_up=step_up, headers=headers, query=query)
+
+    def post(
+        self, path: str, *, json: Json = None, step_up: bool = False, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        return self.request("POST", path, json=json, step_up=step_up, headers=headers)
+
+    def delete(self, path: str, *, step_up: bool = False, headers: Mapping[str, str] | None = None) -> Response:
+        return self.request("DELETE", path, step_up=step_up, headers=headers)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Json = None,
+        step_up: bool = False,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, Any] | None = None,
+    ) -> Response:
+        """Send one request with this caller's token."""
+        token = self.elevated_token() if step_up else self.token()
+        return self.house.send(method, path, token=token, json=json, headers=headers, query=query)
+
+    def token(self) -> str:
+        """Return a token without second proof, by a new sign-in when there is none or it has ended."""
+        with self._lock:
+            if self._token is None or self.house.clock.now >= self._token_ends:
+                given = self._sign_in()
+                self._token = given["access_token"]
+                self._token_ends = self.house.clock.now + timedelta(seconds=given["expires_in"] - 1)
+            return self._token
+
+    def forget_token(self) -> None:
+        """Sign in anew at the next request."""
+        self._token = None
+
+    def elevated_token(self) -> str:
+        """Return a new token with a second proof given just now."""
+        with self._lock:
+            token = self.token()
+            answer = self.house.send("POST", "/v1/sessions/step-up", token=token, json={"otp": self.code()})
+            return str(expect(answer, 201)["access_token"])
+
+    def code(self) -> str:
+        """Return a one-time code that was not used yet; the clock moves on to the next step when it must."""
+        with self._lock:
+            clock = self.house.clock
+            while int(clock.now.timestamp()) // 30 <= self._last_step:
+                clock.advance(seconds=30)
+            self._last_step = int(clock.now.timestamp()) // 30
+            return pyotp.TOTP(self.totp_secret).at(clock.now)
+
+    def _sign_in(self) -> Json:
+        if self.client_id:
+            form = {
+                "grant_type": "client_credentials",
+                "client_id": self.client_id,
+                "client_secret": self.client_secret,
+            }
+            return expect(self.house.client.post("/oauth2/token", data=form), 200)
+        credentials = {"username": self.username, "password": self.password}
+        return expect(self.house.send("POST", "/v1/sessions", json=credentials), 201)
+
+
+class House:
+    """A running deployment and those who work with it."""
+
+    def __init__(self, settings: Settings, clock: TickingClock, entropy: Entropy, list_entropy: Entropy) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.entropy = entropy
+        self.list_entropy = list_entropy
+        self.study_admins: dict[str, Caller] = {}
+        self.admin = Caller(self)
+        self._people: Counter[str] = Counter()
+        self._open()
+
+    def _open(self) -> None:
+        around = surroundings(self.settings, self.clock, self.entropy, self.list_entropy)
+        self.app: FastAPI = create_app(self.settings, around)
+        self.client = TestClient(self.app)
+        self.client.__enter__()
+
+    @property
+    def deployment(self) -> Deployment:
+        deployment: Deployment = self.app.state.deployment
+        return deployment
+
+    def restart(self, **overrides: Json) -> None:
+        """Go on as a new process with the same database, key and sink, perhaps with other settings."""
+        self.close()
+        self.settings = self.settings.model_copy(update=overrides)
+        self._open()
+
+    def close(self) -> None:
+        self.client.__exit__(None, None, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- requests
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        token: str | None = None,
+        json: Json = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, Any] | None = None,
+    ) -> Response:
+        """Send one request; a fault of the service fails the test at once (rule G2)."""
+        given = {**({"Authorization": f"Bearer {token}"} if token is not None else {}), **(headers or {})}
+        content = None if json is None else jsonlib.dumps(json).encode()
+        if content is not None:
+            given.setdefault("Content-Type", "application/json")
+        response = self.client.request(method, path, content=content, headers=given, params=query)
+        if response.status_code == 500:
+            message = f"{method} {path}: the service has a fault; see the captured output"
+            raise AssertionError(message)
+        return response
+
+    # -- people
+
+    def person(
+        self,
+        role: Role | str | None,
+        study: str | None = STUDY,
+        site: str | None = None,
+        username: str | None = None,
+        password: str | None = None,
+    ) -> Caller:
+        """Return a new person with a role, who has changed the issued password and keeps a second factor."""
+        caller = self.register(username or self._name(role))
+        self.take_over(caller, password)
+        if role is not None:
+            self.grant(caller, role, study, site)
+        return caller
+
+    def machine(
+        self, role: Role | str | None = Role.EDC_CLIENT, study: str | None = STUDY, name: str = "EDC"
+    ) -> Caller:
+        """Return a new machine client with a role."""
+        issued = expect(self.admin.post("/v1/clients", json={"name": name}), 201)
+        caller = Caller(self, client_id=issued["client_id"], client_secret=issued["client_secret"])
+        if role is not None:
+            self.grant(caller, role, study)
+        return caller
+
+    def register(self, username: str) -> Caller:
+        """Return a new person whose issued password still stands."""
+        body = {"username": username, "display_name": f"Person {username}", "email": f"{username}@example.org"}
+        issued = expect(self.admin.post("/v1/people", json=body), 201)
+        return Caller(self, username=username, password=issued["password"])
+
+    def take_over(self, caller: Caller, password: str | None = None) -> None:
+        """Change an issued password as its person does first, and keep the new second factor."""
+        new = password or f"heron at dawn {hashlib.sha256(caller.username.encode()).hexdigest()[:12]}"
+        answer = caller.post("/v1/me/password", json={"current": caller.password, "new": new})
+        caller.totp_secret = str(expect(answer, 200)["totp_secret"])
+        caller.password = new
+        caller._last_step = -1
+
+    def grant(self, caller: Caller, role: Role | str, study: str | None = STUDY, site: str | None = None) -> str:
+        """Grant a role and return the grant's id; site ``01`` for site roles unless named."""
+        if site is None and Role(role) in SITE_ROLES:
+            site = "01"
+        body = {"role": str(role), "study_code": study, "site_code": site}
+        grant_id = str(expect(self.admin.post(f"{self.account_path(caller)}/grants", json=body), 201)["grant_id"])
+        caller.grant_ids.append(grant_id)
+        return grant_id
+
+    def account_path(self, caller: Caller) -> str:
+        return f"/v1/clients/{caller.client_id}" if caller.client_id else f"/v1/people/{caller.username}"
+
+    def _name(self, role: Role | str | None) -> str:
+        word = str(role or "person").replace("_", "-")
+        self._people[word] += 1
+        return f"{word}{self._people[word]}"
+
+    # -- studies
+
+    def register_study(self, code: str = STUDY, sites: tuple[str, ...] = ("01",), **fields: Json) -> Json:
+        """Register a study, in draft, with sites that are not active yet, and return the answer."""
+        study_admin = self.study_admins.get(code)
+        if study_admin is None:
+            study_admin = self.study_admins[code] = self.person(Role.STUDY_ADMIN, code)
+        answer = expect(study_admin.post("/v1/studies", json={**STUDY_BODY, "study_code": code, **fields}), 201)
+        for site in sites:
+            body = {"site_code": site, "name": f"Hospital {site}", "timezone": "Asia/Shanghai"}
+            expect(study_admin.post(f"/v1/studies/{code}/sites", json=body), 201)
+        return answer
+
+    # -- what the trail says
+
+    def trail(self, study: str | None = None) -> list[dict[str, Any]]:
+        """Return the public bodies of a study's log, or of the service's own, in order."""
+        return [jsonlib.loads(body) for body in self.bodies() if _log_of(body) == (study or "service")]
+
+    def bodies(self) -> list[bytes]:
+        """Return the bytes of every entry of every log."""
+        entry = tables.trail_entry.c
+        with self.deployment.database.transaction() as tx:
+            rows = tx.execute(select(entry.body).order_by(entry.study_id, entry.segment, entry.log_index))
+            return [bytes(row.body) for row in rows]
+
+
+def _log_of(body: bytes) -> str:
+    return re.split("[/~]", str(jsonlib.loads(body)["log"]))[2]
+
+
+def house(url: str, tmp_path: Path, **overrides: Json) -> House:
+    """Return a new deployment in test mode on a database that is migrated and empty."""
+    clock = overrides.pop("clock", None) or TickingClock()
+    seed = overrides.pop("seed", "rest")
+    entropy = overrides.pop("entropy", None) or SeededEntropy(seed)
+    list_entropy = overrides.pop("list_entropy", None) or SeededEntropy(overrides.pop("list_seed", "lists"))
+    folder = tmp_path / f"house-{len(list(tmp_path.glob('house-*')))}"
+    folder.mkdir()
+    settings = Settings(
+        **{
+            "mode": Mode.TEST,
+            "database_url": url,
+            "key_file": folder / "key",
+            "checkpoint_file": folder / "checkpoints.jsonl",
+            "backup_contact": "Back-up desk, +86 10 5550 0199",
+            **overrides,
+        }
+    )
+    KeyFileProvider.create(settings.key_file, _ROOT_KEY)
+    around = surroundings(settings, clock, entropy, list_entropy)
+    create_deployment(around, settings.mode)
+    around.database.close()
+    opened = House(settings, clock, entropy, list_entropy)
+    password = people.register_first_admin(opened.deployment, "admin", "First Admin", "admin@example.org")
+    opened.admin.username, opened.admin.password = "admin", password
+    opened.take_over(opened.admin)
+    return opened
