@@ -239,6 +239,8 @@ class _Tally:
             self.order_faults += block != number or positions != tuple(range(start, position))
             size = sizes[0] if sizes.count(sizes[0]) == len(sizes) else 0
             shape = self._shape(size, arms)
+            if size in self.shares:
+                self.sizes[size] += 1
             if shape.sound:
                 full += 1
                 self._add_sound_block(size, arms, shape)
@@ -262,7 +264,6 @@ class _Tally:
         return StratumFigures(stratum.stratum_code, position, full, cut, dict(by_arm))
 
     def _add_sound_block(self, size: int, arms: tuple[str, ...], shape: _Shape) -> None:
-        self.sizes[size] += 1
         self.sound[size] += 1
         self.runs_within[size] += shape.runs
         self.guessed[size] += shape.guessed
@@ -270,11 +271,9 @@ class _Tally:
             self.orders[size][arms] += 1
 
     def _is_cut(self, size: int, arms: tuple[str, ...]) -> bool:
-        """Return whether this can be the beginning of a full block, and count its size."""
+        """Return whether this can be the beginning of a full block."""
         shares = self.shares.get(size, {})
-        cut = len(arms) < size and all(arms.count(arm) <= shares.get(arm, 0) for arm in set(arms))
-        self.sizes[size] += cut
-        return cut
+        return len(arms) < size and all(arms.count(arm) <= shares.get(arm, 0) for arm in set(arms))
 
     def _shape_of(self, size: int, arms: tuple[str, ...]) -> _Shape:
         sound = self.shares.get(size) == dict(Counter(arms))
