@@ -50,7 +50,7 @@ def serve(settings: Settings) -> None:
             ws="none",
         )
         socket = config.bind_socket()
-        Multiprocess(config, uvicorn.Server(config).run, [socket]).run()
+        Multiprocess(config, [socket]).run()
 
 
 def _give_out_metrics(host: str, port: int, folder: Path) -> None:

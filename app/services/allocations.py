@@ -1,0 +1,472 @@
+"""Randomize a subject: slot, kit, entry and stored answer in one transaction (rule section C); and flag what went wrong."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from app.domain.contents import Binding
+from app.domain.encoding import canonical_json, encode
+from app.domain.schedules import stratum_code
+from app.domain.words import (
+    Action,
+    Arm,
+    Factor,
+    KitCode,
+    Mode,
+    RandomizationNumber,
+    SiteCode,
+    StratumCode,
+    StudyCode,
+    StudyStatus,
+    SubjectId,
+    SubjectKey,
+    subject_key,
+    subject_spelling,
+)
+from app.errors import (
+    AlreadyAllocated,
+    Invalid,
+    InvalidStrata,
+    KeyReused,
+    ListUnavailable,
+    Missing,
+    NotConfirmed,
+    SiteInactive,
+    StudyNotOpen,
+    SubjectIdUnavailable,
+)
+from app.services import pages
+from app.services.audited import Act, Receipt, audited
+from app.services.context import RequestContext
+from app.services.evidence import AllocationPlace, KitAssignmentPlace, OpenedKit, open_slot, seal_binding
+from app.services.stock import StockDraw
+from app.storage import allocations, kits, schedules, studies, trail
+from app.storage.allocations import Allocation, SubjectFlag
+from app.storage.kits import KitAssignment
+
+_ERROR_MARK: Final = "error_mark"
+_STRATA_CORRECTION: Final = "strata_correction"
+_DUPLICATE_LINK: Final = "duplicate_link"
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationRequest:
+    """What a client sends: a subject, a site, strata values and confirmations; never the state of the trial (rule C1)."""
+
+    subject_id: str
+    site_code: SiteCode
+    strata: Mapping[str, str]
+    consent_confirmed: bool
+    eligibility_confirmed: bool
+    reported_user: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Allocated:
+    """The answer to an allocation: nothing in it depends on the arm."""
+
+    study_code: StudyCode
+    mode: Mode
+    subject_id: SubjectId
+    site_code: SiteCode
+    randomization_number: RandomizationNumber
+    kit_code: KitCode
+    allocated_at: datetime
+    receipt: Receipt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """What was said of the allocation since."""
+
+    unblinded_at: datetime | None
+    error_mark: Mapping[str, str] | None
+    duplicate_of: SubjectId | None
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationRecord:
+    """An allocation as its site reads it later."""
+
+    study_code: StudyCode
+    mode: Mode
+    subject_id: SubjectId
+    site_code: SiteCode
+    randomization_number: RandomizationNumber
+    kit_code: KitCode
+    allocated_at: datetime
+    current_kit_codes: Sequence[KitCode]
+    flags: Flags
+    strata_used: Mapping[str, str]
+    strata_corrected: Mapping[str, str] | None
+    receipt: Receipt | None
+
+
+def allocate(ctx: RequestContext, study: StudyCode, wanted: AllocationRequest) -> Allocated:
+    """Return the subject's allocation, committed and entered; the same request again gives the same answer (rule C4).
+
+    Raises, before anything is used: ``NotConfirmed``, ``InvalidStrata``, ``Missing``, ``AlreadyAllocated``,
+    ``SubjectIdUnavailable``, ``StudyNotOpen``, ``SiteInactive``, ``ListUnavailable`` and, last, ``StockInsufficient``.
+    """
+    draw = StockDraw()
+    key = subject_key(wanted.subject_id)
+
+    def work(act: Act) -> Allocated:
+        act.note(
+            target={"subject_id": key, "site_code": wanted.site_code},
+            subject_key=key,
+            site_code=wanted.site_code,
+        )
+        _check_confirmations(act, wanted)
+        definition = _definition(act)
+        code = _stratum(act, definition.factors, wanted)
+        act.at_site(wanted.site_code)
+        stored = _claim(act, key, wanted)
+        if stored is not None:
+            return stored
+        standing = studies.hold_standing(act.tx, act.study.study_id, wanted.site_code)
+        if standing.status is not StudyStatus.OPEN:
+            raise StudyNotOpen
+        if not standing.site_is_active:
+            raise SiteInactive
+        stratum_id, ordinal = schedules.claim_ordinal(act.tx, act.study.study_id, code)
+        slot = schedules.find_slot(act.tx, act.study.study_id, stratum_id, ordinal)
+        if slot is None:
+            raise ListUnavailable
+        # The stock is looked at for every arm before the slot is opened: its answer cannot depend on the arm (rule B6).
+        offered = draw.offer(
+            act, wanted.site_code, standing.site_timezone, [arm.arm_code for arm in definition.arms]
+        )
+        contents = open_slot(act, slot)
+        kit = offered[contents.arm_code]
+        treatment = next(arm.treatment for arm in definition.arms if arm.arm_code == contents.arm_code)
+        allocation_id = act.deployment.new_id()
+        place = AllocationPlace(
+            allocation_id,
+            key,
+            slot.schedule_id,
+            slot.stratum_id,
+            slot.position,
+            slot.randomization_number,
+            kit.kit_id,
+        )
+        binding = Binding(contents.arm_code, treatment)
+        sealed, key_version = seal_binding(act, place, binding)
+        spelling = subject_spelling(wanted.subject_id)
+        allocations.add_allocation(
+            act.tx,
+            act.study.study_id,
+            Allocation(
+                allocation_id,
+                key,
+                spelling,
+                wanted.site_code,
+                stratum_id,
+                ordinal,
+                slot.schedule_id,
+                slot.position,
+                slot.randomization_number,
+                dict(wanted.strata),
+                act.principal.name,
+                wanted.reported_user if act.principal.is_machine else None,
+                act.now,
+                sealed,
+                key_version,
+            ),
+        )
+        _assign_first_kit(act, key, kit, binding)
+        act.note(
+            after={
+                "randomization_number": slot.randomization_number,
+                "kit_code": kit.kit_code,
+                "strata": dict(wanted.strata),
+                "consent_confirmed": True,
+                "eligibility_confirmed": True,
+                "reported_user": wanted.reported_user if act.principal.is_machine else None,
+            }
+        )
+        return Allocated(
+            study,
+            act.deployment.mode,
+            spelling,
+            wanted.site_code,
+            slot.randomization_number,
+            kit.kit_code,
+            act.now,
+        )
+
+    return audited(ctx, Action.ALLOCATE, work, study=study, answer_type=Allocated, on_refusal=draw.on_refusal)
+
+
+@dataclass(frozen=True, slots=True)
+class _Definition:
+    arms: tuple[Arm, ...] = field(repr=False)
+    factors: tuple[Factor, ...]
+
+
+_definitions: Final[dict[UUID, _Definition]] = {}
+
+
+def _definition(act: Act) -> _Definition:
+    """Return arms and factors; read once a process, because they are frozen and kept by trigger."""
+    study_id = act.study.study_id
+    if study_id not in _definitions:
+        _definitions[study_id] = _Definition(
+            studies.list_arms(act.tx, study_id), studies.list_factors(act.tx, study_id)
+        )
+    return _definitions[study_id]
+
+
+def _check_confirmations(act: Act, wanted: AllocationRequest) -> None:
+    if not (wanted.consent_confirmed and wanted.eligibility_confirmed):
+        raise NotConfirmed(field="consent_confirmed" if not wanted.consent_confirmed else "eligibility_confirmed")
+    if act.principal.is_machine and not wanted.reported_user:
+        message = "A machine names the person for whom it asks."
+        raise Invalid(message, "reported_user")
+
+
+def _stratum(act: Act, factors: Sequence[Factor], wanted: AllocationRequest) -> StratumCode:
+    """Return the stratum that the values name; raise ``InvalidStrata`` (ASG-03)."""
+    levels = _levels(factors, wanted.strata)
+    return stratum_code(wanted.site_code if act.study.stratify_by_site else None, levels)
+
+
+def _levels(factors: Sequence[Factor], strata: Mapping[str, str]) -> list[tuple[str, str]]:
+    known = {factor.factor_code: {level.level_code for level in factor.levels} for factor in factors}
+    if strata.keys() != known.keys() or any(strata[code] not in levels for code, levels in known.items()):
+        raise InvalidStrata(field="strata")
+    return [(factor.factor_code, strata[factor.factor_code]) for factor in factors]
+
+
+def _claim(act: Act, key: SubjectKey, wanted: AllocationRequest) -> Allocated | None:
+    """Claim the subject, or return what was answered to the same subject, site and strata (rule C4)."""
+    content = encode(key, wanted.site_code, canonical_json(wanted.strata))
+    try:
+        return act.claim(
+            hashlib.sha256(encode("allocation", key)).digest(), hashlib.sha256(content).digest(), Allocated
+        )
+    except KeyReused:
+        existing = allocations.find_allocation(act.tx, act.study.study_id, key)
+        if existing is None:
+            raise
+        try:
+            act.decision.role_unless_elsewhere(existing.site_code)
+        except Missing:
+            raise SubjectIdUnavailable from None
+        raise AlreadyAllocated(
+            location=f"/v1/studies/{act.study.study_code}/subjects/{existing.subject_id}/allocation"
+        ) from None
+
+
+def _assign_first_kit(act: Act, key: SubjectKey, kit: OpenedKit, binding: Binding) -> None:
+    assignment_id = act.deployment.new_id()
+    sealed, key_version = seal_binding(
+        act, KitAssignmentPlace(assignment_id, key, kit.kit_id, kit.kit_code), binding
+    )
+    kits.record_assignment(
+        act.tx,
+        act.study.study_id,
+        KitAssignment(
+            assignment_id=assignment_id,
+            kit_id=kit.kit_id,
+            subject_key=key,
+            visit=None,
+            replaces=None,
+            assigned_at=act.now,
+            assigned_by=act.principal.name,
+            dispensed_at=None,
+            dispensed_by=None,
+            sealed_binding=sealed,
+            key_version=key_version,
+        ),
+    )
+
+
+# -- reading
+
+
+def read_allocation(ctx: RequestContext, study: StudyCode, subject: str) -> AllocationRecord:
+    """Return a subject's allocation with its kits and flags; raise ``Missing``."""
+    key = subject_key(subject)
+
+    def work(act: Act) -> AllocationRecord:
+        act.note(target={"subject_id": key}, subject_key=key)
+        allocation = allocations.get_allocation(act.tx, act.study.study_id, key, act.decision.sites)
+        act.note(site_code=allocation.site_code)
+        return _records(act, [allocation])[0]
+
+    return audited(ctx, Action.READ_ALLOCATION, work, study=study)
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationPage:
+    """A page of allocations."""
+
+    items: Sequence[AllocationRecord]
+    next_cursor: str | None
+
+
+def list_allocations(ctx: RequestContext, study: StudyCode, limit: int, cursor: str | None) -> AllocationPage:
+    """Return allocations in the order of time, as many as stood there at the first page."""
+
+    def work(act: Act) -> AllocationPage:
+        after, until = None, act.now
+        if cursor is not None:
+            last_at, last_id, pinned = pages.decode(act, cursor)
+            after = (datetime.fromisoformat(last_at), UUID(last_id))
+            until = datetime.fromisoformat(pinned)
+            # The reading of a list is entered with its first page.
+            act.is_entered = False
+        found = allocations.list_allocations(
+            act.tx, act.study.study_id, act.decision.sites, after, until, limit + 1
+        )
+        more = len(found) > limit
+        found = found[:limit]
+        following = (
+            pages.encode(
+                act,
+                [found[-1].allocated_at.isoformat(), str(found[-1].allocation_id), until.isoformat()],
+            )
+            if more
+            else None
+        )
+        return AllocationPage(_records(act, found), following)
+
+    return audited(ctx, Action.LIST_ALLOCATIONS, work, study=study)
+
+
+def _records(act: Act, found: Sequence[Allocation]) -> list[AllocationRecord]:
+    study_id = act.study.study_id
+    subjects = [allocation.subject_key for allocation in found]
+    codes = allocations.list_kit_codes(act.tx, study_id, subjects)
+    first_codes = kits.list_first_kit_codes(act.tx, study_id, subjects)
+    flags = allocations.list_flags(act.tx, study_id, subjects)
+    unblinded = allocations.list_unblinded(act.tx, study_id, subjects)
+    receipts = trail.list_receipts(act.tx, study_id, Action.ALLOCATE, subjects)
+    records = []
+    for allocation in found:
+        key = allocation.subject_key
+        latest = {flag.kind: flag for flag in flags[key]}
+        mark, correction, link = (
+            latest.get(kind) for kind in (_ERROR_MARK, _STRATA_CORRECTION, _DUPLICATE_LINK)
+        )
+        receipt = receipts.get(key)
+        records.append(
+            AllocationRecord(
+                act.study.study_code,
+                act.deployment.mode,
+                allocation.subject_id,
+                allocation.site_code,
+                allocation.randomization_number,
+                first_codes[key],
+                allocation.allocated_at,
+                codes[key],
+                Flags(
+                    unblinded.get(key),
+                    None
+                    if mark is None
+                    else {
+                        "category": mark.detail["category"],
+                        "marked_at": mark.flagged_at.isoformat(),
+                        "marked_by": mark.flagged_by,
+                    },
+                    None if link is None else link.detail["duplicate_of"],
+                ),
+                allocation.strata_used,
+                None if correction is None else correction.detail["strata"],
+                None if receipt is None else Receipt(*receipt),
+            )
+        )
+    return records
+
+
+# -- what went wrong: kept and flagged, never undone (rule C7)
+
+
+@dataclass(frozen=True, slots=True)
+class Flagged:
+    """A flag that was set."""
+
+    subject_id: SubjectId
+    kind: str
+    flagged_at: datetime
+    flagged_by: str
+    receipt: Receipt | None = None
+
+
+def mark_error(ctx: RequestContext, study: StudyCode, subject: str, category: str, reason: str) -> Flagged:
+    """Return the mark that a subject was randomized in error; the allocation stays, and so does its slot (ASG-10)."""
+    return _flag(ctx, Action.MARK_ERROR, study, subject, _ERROR_MARK, reason, {"category": category})
+
+
+def correct_strata(
+    ctx: RequestContext, study: StudyCode, subject: str, strata: Mapping[str, str], reason: str
+) -> Flagged:
+    """Return the correction: the right values are kept beside those that were used (ASG-11)."""
+    return _flag(
+        ctx,
+        Action.CORRECT_STRATA,
+        study,
+        subject,
+        _STRATA_CORRECTION,
+        reason,
+        {"strata": strata},
+        corrected=strata,
+    )
+
+
+def link_duplicate(
+    ctx: RequestContext, study: StudyCode, subject: str, duplicate_of: str, reason: str
+) -> Flagged:
+    """Return the link between two identifiers of one person; both allocations stay, the earlier is primary (ASG-12)."""
+    return _flag(
+        ctx,
+        Action.LINK_DUPLICATE,
+        study,
+        subject,
+        _DUPLICATE_LINK,
+        reason,
+        {},
+        duplicate_of=duplicate_of,
+    )
+
+
+def _flag(
+    ctx: RequestContext,
+    action: Action,
+    study: StudyCode,
+    subject: str,
+    kind: str,
+    reason: str,
+    detail: Mapping[str, str | Mapping[str, str]],
+    *,
+    corrected: Mapping[str, str] | None = None,
+    duplicate_of: str | None = None,
+) -> Flagged:
+    key = subject_key(subject)
+
+    def work(act: Act) -> Flagged:
+        study_id = act.study.study_id
+        act.note(target={"subject_id": key}, subject_key=key)
+        kept = detail
+        if corrected is not None:
+            _levels(_definition(act).factors, corrected)
+        allocation = allocations.get_allocation(act.tx, study_id, key, act.decision.sites)
+        act.note(site_code=allocation.site_code)
+        if duplicate_of is not None:
+            other = allocations.get_allocation(
+                act.tx, study_id, subject_key(duplicate_of), act.decision.sites
+            )
+            if other.subject_key == key:
+                message = "A subject is not its own duplicate."
+                raise Invalid(message, "duplicate_of")
+            kept = {"duplicate_of": other.subject_id}
+        flag = SubjectFlag(act.deployment.new_id(), key, kind, kept, act.now, act.principal.name)
+        allocations.add_flag(act.tx, study_id, flag)
+        act.note(after=kept, restricted={"reason": reason})
+        return Flagged(allocation.subject_id, kind, act.now, act.principal.name)
+
+    return audited(ctx, action, work, study=study, answer_type=Flagged)
