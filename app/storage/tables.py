@@ -279,7 +279,8 @@ slot = Table(
     _text("sealed"),
     _number("key_version"),
     PrimaryKeyConstraint("study_id", "schedule_id", "stratum_id", "position"),
-    sqlite_with_rowid=False,
+    # A number is one subject's, whatever list it came from (BLD-04).
+    UniqueConstraint("study_id", "randomization_number"),
 )
 commitment_tile = _of_study(
     "commitment_tile",

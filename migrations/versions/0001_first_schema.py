@@ -65,7 +65,7 @@ def upgrade() -> None:
         sa.Column("sealed", sa.Text(), nullable=False),
         sa.Column("key_version", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("study_id", "schedule_id", "stratum_id", "position", name=op.f("pk_slot")),
-        sqlite_with_rowid=False,
+        sa.UniqueConstraint("study_id", "randomization_number", name=op.f("uq_slot_study_id_randomization_number")),
     )
     op.create_table(
         "stored_answer",
