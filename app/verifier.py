@@ -1341,8 +1341,9 @@ class _Package:
             slot, arms = self._check_use(row, place, used, at)
             self._check_entry(row, place, entry)
             self._check_binding(row, place, slot, arms)
-            for kit in _list(row, "kits", place):
-                self._check_kit(row, kit, place, kits, at)
+            self._check_first_kit(row, place, at)
+            for kit in row["kits"]:
+                self._check_kit(row, kit, place, kits)
             self._note_row(row, slot, arms)
         for log, index in sorted(entries):
             message = f"Entry {index} allocated a subject whom the package leaves out."
@@ -1383,26 +1384,27 @@ class _Package:
 
     def _check_entry(self, row: dict[str, Any], place: str, entry: Watched | None) -> None:
         """Compare an allocation with its entry in the trail."""
-        _text(row, "allocated_at", place)
+        allocated_at = _text(row, "allocated_at", place)
+        kit_codes = [_text(kit, "kit_code", place) for kit in _list(row, "kits", place)]
         if entry is None:
             raise Difference(
                 "entry_not_found", f"{place}: entry {row['log_index']} of the trail is not its allocation."
             )
         target, after = entry.entry["target"] or {}, entry.entry["after"] or {}
-        told = {
-            "subject_id": target.get("subject_id"),
-            "site_code": target.get("site_code", row["site_code"]),
+        strata = after.get("strata", _levels_of(row["stratum_code"]))
+        compared = {
+            "subject_id": (target.get("subject_id"), row["subject_id"]),
+            "site_code": (target.get("site_code", row["site_code"]), row["site_code"]),
+            "randomization_number": (after.get("randomization_number"), row["randomization_number"]),
+            "kit_code": (after.get("kit_code"), kit_codes[0] if kit_codes else None),
+            "strata": (strata, _levels_of(row["stratum_code"])),
+            "allocated_at": (after.get("allocated_at", allocated_at), allocated_at),
         }
-        for name in ("randomization_number", "stratum_code", "allocated_at"):
-            told[name] = after.get(name, row[name])
-        for name, value in told.items():
-            if row[name] != value:
+        for name, (entered, told) in compared.items():
+            if entered != told:
                 message = f"{place}: its entry {entry.index} in the trail has another {name!r}."
                 raise Difference("entry_mismatch", message)
-        kit_codes = [_text(kit, "kit_code", place) for kit in _list(row, "kits", place)]
-        if not set(after.get("kit_codes", [])) <= set(kit_codes):
-            raise Difference("entry_mismatch", f"{place}: its entry {entry.index} in the trail has another kit.")
-        if entry.entry["at"] < row["allocated_at"]:
+        if entry.entry["at"] < allocated_at:
             raise Difference("entry_mismatch", f"{place}: its entry {entry.index} is older than the allocation.")
 
     def _check_binding(self, row: dict[str, Any], place: str, slot: _Slot, arms: Mapping[str, tuple[str, str]]) -> None:
@@ -1412,9 +1414,13 @@ class _Package:
         if _text(binding, "treatment", place) != arms[slot.arm][1]:
             raise Difference("arm_mismatch", f"{place}: the treatment in the binding is not that of the arm.")
 
-    def _check_kit(
-        self, row: dict[str, Any], kit: dict[str, Any], place: str, kits: set[str], at: tuple[int, int]
-    ) -> None:
+    def _check_first_kit(self, row: dict[str, Any], place: str, at: tuple[int, int]) -> None:
+        """Compare the kit of the allocation itself, whose entry is known, with the entry of its consignment."""
+        code = row["kits"][0]["kit_code"]
+        if code in self.kits and _after(self.kits[code].committed_at, at):
+            raise Difference("order_mismatch", f"{place} has kit {code}, whose consignment was entered later.")
+
+    def _check_kit(self, row: dict[str, Any], kit: dict[str, Any], place: str, kits: set[str]) -> None:
         code = _text(kit, "kit_code", place)
         known = self.kits.get(code)
         if known is None:
@@ -1425,8 +1431,6 @@ class _Package:
         arm, treatment = _text(kit, "arm_code", place), _text(kit, "treatment", place)
         if not arm == known.arm == row["binding"]["arm_code"] or treatment != row["binding"]["treatment"]:
             raise Difference("arm_mismatch", f"{place}: kit {code} and the slot are of different arms.")
-        if _after(known.committed_at, at) and kit.get("visit") is None:
-            raise Difference("order_mismatch", f"{place} has kit {code}, whose consignment was entered later.")
         times = [_text(kit, "assigned_at", place)]
         if kit.get("dispensed_at") is not None:
             times.append(_text(kit, "dispensed_at", place))
@@ -1490,6 +1494,12 @@ def _after(committed_at: tuple[str, int], at: tuple[int, int]) -> bool:
 def _site_of(stratum_code: str) -> str | None:
     first = stratum_code.partition(";")[0]
     return first.removeprefix("site=") if first.startswith("site=") else None
+
+
+def _levels_of(stratum_code: str) -> dict[str, str]:
+    """Return level by factor, the site left out."""
+    pairs = (part.partition("=") for part in stratum_code.split(";") if part)
+    return {factor: level for factor, _, level in pairs if factor != "site"}
 
 
 def _same_cells(row: Sequence[str], expected: Sequence[str]) -> bool:

@@ -27,12 +27,9 @@ from app.domain.notes import (
 
 # The example of the Go checksum database's note package.
 KEY: Final = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
-TEXT: Final = (
-    "If you think cryptography is the answer to your problem,\nthen you don't know what your problem is.\n"
-)
+TEXT: Final = "If you think cryptography is the answer to your problem,\nthen you don't know what your problem is.\n"
 SIGNATURE_LINE: Final = (
-    "\u2014 PeterNeumann "
-    "x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=\n"
+    "\u2014 PeterNeumann x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=\n"
 )
 NOTE: Final = f"{TEXT}\n{SIGNATURE_LINE}"
 ROOT: Final = bytes(range(32))
@@ -48,9 +45,7 @@ class TestPublishedExample:
         assert note.text == TEXT
         assert (signature.name, signature.key_id) == ("PeterNeumann", key.key_id)
         assert key.key_id.hex() == "c74f20a3"
-        Ed25519PublicKey.from_public_bytes(key.public_key).verify(
-            signature.signature, note_text_to_sign(note.text)
-        )
+        Ed25519PublicKey.from_public_bytes(key.public_key).verify(signature.signature, note_text_to_sign(note.text))
         assert join_note(note.text, note.signatures) == NOTE
         assert key.text() == KEY
 
@@ -211,9 +206,7 @@ class TestTexts:
         """No signature can serve for another purpose, deployment, study or object. [SEQ-11]"""
         old, new = VerificationKey("snose/d1", b"\x01" * 32), VerificationKey("snose/d1", b"\x02" * 32)
         root = base64.b64encode(ROOT).decode()
-        assert (
-            list_commitment_text("d1", "S1", "id", ROOT) == f"snose/v1/list-commitment\nd1\nS1\nid\n{root}\n"
-        )
+        assert list_commitment_text("d1", "S1", "id", ROOT) == f"snose/v1/list-commitment\nd1\nS1\nid\n{root}\n"
         assert kit_commitment_text("d1", "S1", "C1", ROOT) == f"snose/v1/kit-commitment\nd1\nS1\nC1\n{root}\n"
         assert key_handover_text("d1", old, new) == f"snose/v1/key-handover\nd1\n{old.text()}\n{new.text()}\n"
         assert final_package_text("d1", "S1", b"{}") == (

@@ -325,7 +325,7 @@ def package(*, imported: bool = False) -> Package:
         at = (START + timedelta(seconds=index)).isoformat(timespec="microseconds")
         codes = [free[slot[1]].pop(0)["kit_code"] for _ in range(1 + number % 2)]
         kits = [
-            {"kit_code": code, "visit": f"V{visit}", "arm_code": slot[1], "treatment": arm.treatment,
+            {"kit_code": code, "visit": f"V{visit}" if visit else None, "arm_code": slot[1], "treatment": arm.treatment,
              "assigned_at": at, "dispensed_at": at if visit else None}
             for visit, code in enumerate(codes)
         ]  # fmt: skip
@@ -344,7 +344,8 @@ def package(*, imported: bool = False) -> Package:
             }
         )
         target = {"subject_id": f"01-{number:04}", "site_code": "01"}
-        after = {"randomization_number": slot[4], "kit_codes": codes[:1], "allocated_at": at}
+        levels = dict([allocations[-1]["stratum_code"].split("=")])
+        after = {"randomization_number": slot[4], "kit_code": codes[0], "strata": levels}
         entries.append(entry(index, action="allocation:create", target=target, after=after))
         refused = entry(index + 1, action="allocation:create", outcome="denied", target=target)
         entries.append(refused)
