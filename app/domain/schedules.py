@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from itertools import product, repeat
+from itertools import chain, product, repeat
 from math import gcd, prod
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -443,7 +443,7 @@ def generate_blocks(spec: Specification, stratum: StratumSpec, seed: bytes) -> I
 
 def generate_stratum(spec: Specification, stratum: StratumSpec, seed: bytes) -> Iterator[SlotPlan]:
     """Return the slots of a stratum in order; as ``generate_blocks``, slot by slot."""
-    return _number_slots(generate_blocks(spec, stratum, seed))
+    return chain.from_iterable(_number_slots(generate_blocks(spec, stratum, seed)))
 
 
 def _draw_sizes(spec: Specification, stream: Stream, slots: int) -> list[int]:
@@ -488,12 +488,9 @@ def _shuffle_blocks(arms: Sequence[Arm], sizes: Sequence[int], slots: int, strea
 _NEW_SLOT: Final[Callable[[tuple[int, ArmCode, int, int]], SlotPlan]] = partial(tuple.__new__, SlotPlan)
 
 
-def _number_slots(blocks: Iterator[BlockPlan]) -> Iterator[SlotPlan]:
+def _number_slots(blocks: Iterator[BlockPlan]) -> Iterator[Iterator[SlotPlan]]:
     position = 0
     for block, size, arm_codes in blocks:
-        count = len(arm_codes)
-        yield from map(
-            _NEW_SLOT,
-            zip(range(position, position + count), arm_codes, repeat(block), repeat(size), strict=False),
-        )
-        position += count
+        end = position + len(arm_codes)
+        yield map(_NEW_SLOT, zip(range(position, end), arm_codes, repeat(block), repeat(size), strict=False))
+        position = end
