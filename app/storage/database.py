@@ -270,9 +270,9 @@ def _commit(tx: Transaction) -> None:
     if tx.is_broken or _was_rolled_back(tx):
         raise DatabaseUnavailable
     connection = tx.connection
-    notices = connection.connection.record_info.get("notices") if connection.connection.record_info else None
-    if notices:
-        notices.clear()
+    notices: list[str] = connection.info.get("notices", [])
+    # What earlier statements said is none of COMMIT's business.
+    notices.clear()
     try:
         connection.commit()
     except DBAPIError as error:
@@ -281,7 +281,7 @@ def _commit(tx: Transaction) -> None:
         if isinstance(meaning, TryAgain):
             raise meaning from None
         raise CommitUncertain from None
-    if notices and _NOT_REPLICATED in notices:
+    if _NOT_REPLICATED in notices:
         raise CommitUncertain
 
 
