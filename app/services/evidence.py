@@ -9,8 +9,9 @@ from app.domain.sealed import Column, SealContext, Sealed
 from app.domain.words import ArmCode, KitCode, RandomizationNumber, SubjectKey
 from app.errors import IntegrityBroken
 from app.services.audited import Act
-from app.storage.kits import SealedKit
-from app.storage.schedules import SealedSlot
+from app.storage.allocations import Allocation
+from app.storage.kits import Assignment, SealedKit, get_sealed_kit
+from app.storage.schedules import SealedSlot, get_slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +123,37 @@ def seal_binding(act: Act, place: AllocationPlace | KitAssignmentPlace, binding:
 def open_binding(act: Act, place: AllocationPlace | KitAssignmentPlace, sealed: Sealed) -> Binding:
     """Return the binding; raise ``SealBroken`` when it belongs elsewhere or was changed."""
     return Binding.from_bytes(act.deployment.ring.open(place.context(act), sealed))
+
+
+def open_allocation(act: Act, allocation: Allocation, first_kit_id: UUID) -> Binding:
+    """Return what was bound to a subject; raise ``IntegrityBroken`` unless the slot says the same.
+
+    ``first_kit_id`` is the kit that came with the allocation: the binding is bound to it too (rule C3).
+    """
+    slot = get_slot(act.tx, act.study.study_id, allocation.schedule_id, allocation.stratum_id, allocation.position)
+    contents = open_slot(act, slot)
+    place = AllocationPlace(
+        allocation.allocation_id,
+        allocation.subject_key,
+        allocation.schedule_id,
+        allocation.stratum_id,
+        allocation.position,
+        allocation.randomization_number,
+        first_kit_id,
+    )
+    binding = open_binding(act, place, allocation.sealed_binding)
+    if contents.arm_code != binding.arm_code or contents.randomization_number != allocation.randomization_number:
+        message = "What was bound to the subject is not what the slot holds."
+        raise IntegrityBroken(message)
+    return binding
+
+
+def open_assigned_kit(act: Act, assignment: Assignment) -> tuple[OpenedKit, Binding]:
+    """Return a kit that was given to a subject, and what was bound then; raise ``IntegrityBroken`` unless both say the same."""
+    kit = open_kit(act, get_sealed_kit(act.tx, act.study.study_id, assignment.kit.kit_id))
+    place = KitAssignmentPlace(assignment.assignment_id, assignment.subject_key, kit.kit_id, kit.kit_code)
+    binding = open_binding(act, place, assignment.sealed_binding)
+    if kit.arm_code != binding.arm_code:
+        message = "What was bound to the kit is not what the kit holds."
+        raise IntegrityBroken(message)
+    return kit, binding

@@ -1,19 +1,23 @@
 """Consignments and kits, and which kit was given to whom. No query looks at an arm: it could not (rule B3)."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any, Final
+from itertools import islice
+from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Row, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, case, func, insert, select, update
 
 from app.domain.sealed import Sealed
-from app.domain.words import ConsignmentCode, ConsignmentStatus, KitCode, KitStatus, SiteCode, SubjectKey
-from app.errors import IntegrityBroken
+from app.domain.words import ConsignmentCode, ConsignmentStatus, KitCode, KitStatus, SiteCode, SubjectId, SubjectKey
+from app.errors import AlreadyExists, IntegrityBroken, Missing
 from app.storage import tables
 from app.storage.database import AlreadyThere, Transaction
 
+T = TypeVar("T")
+
+_a = tables.allocation.c
 _c = tables.consignment.c
 _k = tables.kit.c
 _ka = tables.kit_assignment.c
@@ -314,3 +318,317 @@ def record_assignment(tx: Transaction, study_id: UUID, assignment: KitAssignment
     if tx.execute(_TAKE, {"of_study": study_id, "of_kit": assignment.kit_id}).rowcount != 1:
         message = "the kit is not in stock any more"
         raise AlreadyThere(message)
+
+
+# -- consignments ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Consignment:
+    """A consignment as far as it is in clear: one date stands for all its kits (rule B11)."""
+
+    consignment_id: UUID
+    consignment_code: ConsignmentCode
+    site_code: SiteCode | None
+    status: ConsignmentStatus
+    kit_count: int
+    unusable_from: date
+
+
+@dataclass(frozen=True, slots=True)
+class NewConsignment:
+    """A consignment that was just made, with what was committed to."""
+
+    consignment_id: UUID
+    consignment_code: ConsignmentCode
+    origin: str
+    kit_count: int
+    unusable_from: date
+    commitment: str
+    commitment_note: str
+    map_root: bytes
+    created_at: datetime
+    created_by: str
+
+
+class NewKit(NamedTuple):
+    """A kit to be stored; a consignment may hold 200,000, so it is as light as can be."""
+
+    kit_id: UUID
+    kit_code: KitCode
+    map_index: int
+    sealed: str
+
+
+_CODES_AT_ONCE: Final = 500
+_KITS_AT_ONCE: Final = 4096
+_COPY: Final = (
+    "COPY kit (study_id, kit_id, kit_code, consignment_id, map_index, status, sealed, key_version) FROM STDIN"
+)
+_CONSIGNMENT: Final = select(*(_c[name] for name in Consignment.__dataclass_fields__)).where(
+    _c.study_id == bindparam("study_id"), _c.consignment_code == bindparam("consignment_code")
+)
+
+
+def find_consignment(tx: Transaction, study_id: UUID, consignment_code: ConsignmentCode) -> Consignment | None:
+    """Return a consignment by its code, or None."""
+    row = tx.execute(_CONSIGNMENT, {"study_id": study_id, "consignment_code": consignment_code}).one_or_none()
+    return None if row is None else _consignment(row)
+
+
+def lock_consignment(tx: Transaction, study_id: UUID, consignment_code: ConsignmentCode) -> Consignment:
+    """Return a consignment that nobody else changes until the transaction ends; raise ``Missing``."""
+    wanted = {"study_id": study_id, "consignment_code": consignment_code}
+    row = tx.execute(_CONSIGNMENT.with_for_update(), wanted).one_or_none()
+    if row is None:
+        raise Missing
+    return _consignment(row)
+
+
+def _consignment(row: Row[Any]) -> Consignment:
+    values = {name: getattr(row, name) for name in Consignment.__dataclass_fields__}
+    return Consignment(**(values | {"status": ConsignmentStatus(row.status)}))
+
+
+def list_known_codes(tx: Transaction, study_id: UUID, kit_codes: Iterable[KitCode]) -> set[KitCode]:
+    """Return those of the codes that a kit of the study has already."""
+    known: set[KitCode] = set()
+    for some in _batches(kit_codes, _CODES_AT_ONCE):
+        known.update(tx.execute(select(_k.kit_code).where(_k.study_id == study_id, _k.kit_code.in_(some))).scalars())
+    return known
+
+
+def add_consignment(
+    tx: Transaction, study_id: UUID, consignment: NewConsignment, kits: Iterable[NewKit], key_version: int
+) -> None:
+    """Record a consignment with its kits, in the order given: a shuffled one, so that it tells nothing (rule B3).
+
+    Raises ``AlreadyThere`` for a consignment or kit code that a rival has taken meanwhile.
+    """
+    row = {name: getattr(consignment, name) for name in NewConsignment.__dataclass_fields__}
+    tx.execute(insert(tables.consignment), row | {"study_id": study_id, "status": ConsignmentStatus.REGISTERED.value})
+    of_all = {
+        "study_id": study_id,
+        "consignment_id": consignment.consignment_id,
+        "status": KitStatus.REGISTERED.value,
+        "key_version": key_version,
+    }
+    if not tx.is_postgresql:
+        for some in _batches(kits, _KITS_AT_ONCE):
+            tx.execute(insert(tables.kit), [kit._asdict() | of_all for kit in some])
+        return
+    after = f"\t{KitStatus.REGISTERED.value}\t"
+    with tx.driver_connection.cursor() as cursor, cursor.copy(_COPY) as copy:
+        for some in _batches(kits, _KITS_AT_ONCE):
+            # Nothing needs escaping: ids, codes and tokens are made of letters, digits, '.', '-' and '_'.
+            copy.write(
+                "".join(
+                    f"{study_id}\t{kit_id}\t{code}\t{consignment.consignment_id}\t{index}{after}{token}\t{key_version}\n"
+                    for kit_id, code, index, token in some
+                )
+            )
+
+
+def record_dispatch(tx: Transaction, study_id: UUID, consignment_id: UUID, site_code: SiteCode, at: datetime) -> None:
+    """Send a registered consignment to a site; what was put aside before stays aside, and belongs to the site too."""
+    tx.execute(
+        update(tables.consignment)
+        .where(_c.study_id == study_id, _c.consignment_id == consignment_id)
+        .values(site_code=site_code, status=ConsignmentStatus.DISPATCHED.value, dispatched_at=at)
+    )
+    tx.execute(
+        update(tables.kit)
+        .where(_k.study_id == study_id, _k.consignment_id == consignment_id)
+        .values(
+            site_code=site_code,
+            status=case(
+                (_k.status == KitStatus.REGISTERED.value, KitStatus.DISPATCHED.value),
+                else_=_k.status,
+            ),
+        )
+    )
+
+
+def record_assignable(tx: Transaction, study_id: UUID, consignment_id: UUID, at: datetime) -> None:
+    """Let a consignment be drawn from, as a whole (rule B6)."""
+    tx.execute(
+        update(tables.consignment)
+        .where(_c.study_id == study_id, _c.consignment_id == consignment_id)
+        .values(status=ConsignmentStatus.ASSIGNABLE.value, assignable_at=at)
+    )
+
+
+def list_statuses(
+    tx: Transaction, study_id: UUID, consignment_id: UUID, kit_codes: Iterable[KitCode]
+) -> dict[KitCode, KitStatus]:
+    """Return the status of those of the codes that are in the consignment."""
+    statuses: dict[KitCode, KitStatus] = {}
+    for some in _batches(kit_codes, _CODES_AT_ONCE):
+        rows = tx.execute(
+            select(_k.kit_code, _k.status).where(
+                _k.study_id == study_id, _k.consignment_id == consignment_id, _k.kit_code.in_(some)
+            )
+        )
+        statuses.update({row.kit_code: KitStatus(row.status) for row in rows})
+    return statuses
+
+
+def record_statuses(tx: Transaction, study_id: UUID, kit_codes: Iterable[KitCode], status: KitStatus) -> None:
+    """Set the status of kits whose site's stock is locked."""
+    for some in _batches(kit_codes, _CODES_AT_ONCE):
+        tx.execute(update(tables.kit).where(_k.study_id == study_id, _k.kit_code.in_(some)).values(status=status.value))
+
+
+def count_in_consignment(tx: Transaction, study_id: UUID, consignment_id: UUID) -> dict[KitStatus, int]:
+    """Return how many kits of a consignment have each status."""
+    return _counts(tx, (_k.study_id == study_id) & (_k.consignment_id == consignment_id))
+
+
+def count_at_site(tx: Transaction, study_id: UUID, site_code: SiteCode) -> dict[KitStatus, int]:
+    """Return how many kits of a site have each status, all consignments pooled."""
+    return _counts(tx, (_k.study_id == study_id) & (_k.site_code == site_code))
+
+
+def _counts(tx: Transaction, where: ColumnElement[bool]) -> dict[KitStatus, int]:
+    rows = tx.execute(select(_k.status, func.count().label("kits")).where(where).group_by(_k.status))
+    found = {row.status: row.kits for row in rows}
+    return {status: found[status] for status in KitStatus if status in found}
+
+
+def list_sealed_kits(tx: Transaction, study_id: UUID, consignment_id: UUID) -> Iterator[SealedKit]:
+    """Yield every kit of a consignment in the order of its kit map, read in pages.
+
+    A page is read to its end before its first kit is given: an open cursor would block SQLite's COMMIT.
+    """
+    last = -1
+    while True:
+        page = tx.execute(
+            _SEALED_KITS, {"study_id": study_id, "consignment_id": consignment_id, "map_index": last}
+        ).all()
+        yield from map(_sealed_kit, page)
+        if len(page) < _KITS_AT_ONCE:
+            return
+        last = page[-1].map_index
+
+
+_SEALED_KITS: Final = (
+    select(_k.kit_id, _k.kit_code, _k.consignment_id, _c.consignment_code, _k.map_index, _k.sealed)
+    .join_from(tables.kit, tables.consignment, _OF_CONSIGNMENT)
+    .where(
+        _k.study_id == bindparam("study_id"),
+        _k.consignment_id == bindparam("consignment_id"),
+        _k.map_index > bindparam("map_index"),
+    )
+    .order_by(_k.map_index)
+    .limit(_KITS_AT_ONCE)
+)
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    remaining = iter(items)
+    while some := list(islice(remaining, size)):
+        yield some
+
+
+# -- what a site sees --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A kit that was given to a subject and not handed out yet."""
+
+    subject_id: SubjectId
+    kit_code: KitCode
+    assigned_at: datetime
+    visit: str | None
+
+
+def list_at_site(
+    tx: Transaction, study_id: UUID, site_code: SiteCode, after: KitCode | None, until: datetime, limit: int
+) -> list[KitRow]:
+    """Return kits of a site in the order of their codes, behind ``after``, of consignments sent until a time."""
+    query = _KIT.where(_k.site_code == site_code, _c.dispatched_at <= until)
+    if after is not None:
+        query = query.where(_k.kit_code > after)
+    rows = tx.execute(query.order_by(_k.kit_code).limit(limit), {"study_id": study_id})
+    return [_kit(row) for row in rows]
+
+
+def list_waiting(
+    tx: Transaction,
+    study_id: UUID,
+    site_code: SiteCode,
+    after: tuple[datetime, KitCode] | None,
+    until: datetime,
+    limit: int,
+) -> list[Waiting]:
+    """Return kits assigned and not yet dispensed, the oldest first, behind ``after``, assigned until a time."""
+    query = (
+        select(_a.subject_id, _k.kit_code, _ka.assigned_at, _ka.visit)
+        .join_from(tables.kit, tables.kit_assignment, (_ka.study_id == _k.study_id) & (_ka.kit_id == _k.kit_id))
+        .join(tables.allocation, (_a.study_id == _ka.study_id) & (_a.subject_key == _ka.subject_key))
+        .where(
+            _k.study_id == study_id,
+            _k.site_code == site_code,
+            _k.status == KitStatus.ASSIGNED.value,
+            _ka.assigned_at <= until,
+        )
+    )
+    if after is not None:
+        at, kit_code = after
+        query = query.where((_ka.assigned_at > at) | ((_ka.assigned_at == at) & (_k.kit_code > kit_code)))
+    rows = tx.execute(query.order_by(_ka.assigned_at, _k.kit_code).limit(limit))
+    return [Waiting(row.subject_id, row.kit_code, row.assigned_at, row.visit) for row in rows]
+
+
+# -- single steps ------------------------------------------------------------------------------------------------------
+
+
+def record_status(tx: Transaction, study_id: UUID, kit_id: UUID, status: KitStatus) -> None:
+    """Set the status of a kit that is locked."""
+    tx.execute(_SET_STATUS, {"of_study": study_id, "of_kit": kit_id, "to_status": status.value})
+
+
+def record_dispensation(tx: Transaction, study_id: UUID, assignment: Assignment, at: datetime, by: str) -> None:
+    """Hand an assigned kit, which is locked, to its subject."""
+    record_status(tx, study_id, assignment.kit.kit_id, KitStatus.DISPENSED)
+    tx.execute(
+        update(tables.kit_assignment)
+        .where(_ka.study_id == study_id, _ka.assignment_id == assignment.assignment_id)
+        .values(dispensed_at=at, dispensed_by=by)
+    )
+
+
+def add_replacement_release(tx: Transaction, study_id: UUID, kit_id: UUID, at: datetime, by: str) -> None:
+    """Let a kit be replaced although its subject had a replacement just now (rule B9); raise ``AlreadyExists``."""
+    try:
+        tx.execute(
+            insert(tables.replacement_release),
+            {"study_id": study_id, "kit_id": kit_id, "released_at": at, "released_by": by},
+        )
+    except AlreadyThere:
+        message = "The replacement of this kit was released already."
+        raise AlreadyExists(message) from None
+
+
+def has_replacement_release(tx: Transaction, study_id: UUID, kit_id: UUID) -> bool:
+    """Return whether the replacement of a kit was released; it is replaced once, so the release serves once."""
+    release = tables.replacement_release.c
+    query = select(release.kit_id).where(release.study_id == study_id, release.kit_id == kit_id)
+    return tx.execute(query).first() is not None
+
+
+def was_broken(tx: Transaction, study_id: UUID, kit_id: UUID) -> bool:
+    """Return whether the code was broken by this kit, before anybody was given it (rule D2)."""
+    broken = tables.code_break.c
+    query = select(broken.code_break_id).where(
+        broken.study_id == study_id, broken.kit_id == kit_id, broken.subject_key.is_(None)
+    )
+    return tx.execute(query.limit(1)).first() is not None
+
+
+_SET_STATUS: Final = (
+    update(tables.kit)
+    .where(_k.study_id == bindparam("of_study"), _k.kit_id == bindparam("of_kit"))
+    .values(status=bindparam("to_status"))
+)
