@@ -52,24 +52,23 @@ class UsedNumbers:
     def __init__(self) -> None:
         self._bits = bytearray(-(-_BODIES // 8))
 
-    def add(self, number: str) -> None:
-        """Take in a well formed number."""
-        place = int(number[:-1].translate(_DIGITS), _BASE)
-        self._bits[place >> 3] |= 1 << (place & 7)
-
-    def __contains__(self, number: object) -> bool:
-        """Return whether the number, without its check character, was taken in."""
-        place = int(str(number)[:-1].translate(_DIGITS), _BASE)
-        return bool(self._bits[place >> 3] >> (place & 7) & 1)
+    def take(self, number: str) -> bool:
+        """Take in a well formed number, and return whether it was new."""
+        # The check character follows from the others.
+        byte, bit = divmod(int(number[:-1].translate(_DIGITS), _BASE), 8)
+        if self._bits[byte] >> bit & 1:
+            return False
+        self._bits[byte] |= 1 << bit
+        return True
 
 
 def _numbers(entropy: Entropy, used: UsedNumbers, count: int) -> Iterator[RandomizationNumber]:
-    """Yield so many new numbers, drawn in batches; each is taken in before the next batch is drawn."""
-    for start in range(0, count, _DRAWN_AT_ONCE):
-        drawn = draw_randomization_numbers(entropy, min(_DRAWN_AT_ONCE, count - start), used)
-        for number in drawn:
-            used.add(number)
-        yield from drawn
+    """Yield so many new numbers, drawn in batches."""
+    while count:
+        drawn = draw_randomization_numbers(entropy, min(_DRAWN_AT_ONCE, count), frozenset())
+        new = [number for number in drawn if used.take(number)]
+        count -= len(new)
+        yield from new
 
 
 def _salts(entropy: Entropy) -> Iterator[bytes]:

@@ -240,7 +240,7 @@ def _generate(act: Act, wanted: WantedList, segment: _Segment) -> GeneratedSched
     spec, advice = _specify(act, wanted, segment)
     used = lists.UsedNumbers()
     for number in schedules.list_randomization_numbers(act.tx, study_id):
-        used.add(number)
+        used.take(number)
     # The only draw from the entropy of lists: all that chance decides about arms follows from it (rule A4).
     seed = deployment.list_entropy.draw("seed", SEED_SIZE)
     salt = deployment.entropy.draw("salt", SALT_SIZE)
