@@ -164,7 +164,9 @@ def issue_token(ctx: RequestContext, client_id: str, client_secret: str) -> Sign
 
     Tries are not slowed down: a secret of 256 random bits is not guessed, and a stranger could stand before the EDC system.
     """
-    credential = _apart(ctx.deployment, lambda tx: people.find_credential(tx, client_id, is_machine=True))
+    credential = None
+    if _USERNAME.fullmatch(client_id):
+        credential = _apart(ctx.deployment, lambda tx: people.find_credential(tx, client_id, is_machine=True))
     stored = bytes.fromhex(credential.secret_hash) if credential is not None else None
     fault = _fault_of(lambda: verify_client_secret(client_secret, stored))
 
@@ -179,7 +181,8 @@ def issue_token(ctx: RequestContext, client_id: str, client_secret: str) -> Sign
 
     # A name that no client has is noise; a known one's failure is entered, because its secret may have been lost.
     on_refusal = _enter_failed_login if credential is not None else None
-    return audited(ctx, Action.ISSUE_TOKEN, work, target={"client_id": client_id}, on_refusal=on_refusal)
+    target = {"client_id": client_id if credential is not None else "unknown"}
+    return audited(ctx, Action.ISSUE_TOKEN, work, target=target, on_refusal=on_refusal)
 
 
 def step_up(ctx: RequestContext, one_time_code: str) -> SignedIn:
@@ -555,7 +558,8 @@ def _refuse(name: str, current: str, new: str) -> None:
 
 def _charge_name(ctx: RequestContext, tx: Transaction, name: str) -> Credential | None:
     """Count a try at a name; raise ``TooManyAttempts``, for a name that nobody has as for any other."""
-    credential = people.find_credential(tx, name, is_machine=False)
+    # What cannot be a name is not looked for: PostgreSQL holds no NUL, and neither does a name.
+    credential = people.find_credential(tx, name, is_machine=False) if _USERNAME.fullmatch(name) else None
     if credential is None:
         ctx.deployment.strangers.charge(name, ctx.now())
         return None

@@ -1,0 +1,67 @@
+"""How wrong tries slow down."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from app.errors import TooManyAttempts
+from app.identity.attempts import Attempts, Strangers
+
+NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+
+
+def delay_after(tries: int) -> float:
+    """Return the seconds to wait after so many wrong tries, each made as soon as it is looked at."""
+    attempts, now = Attempts(), NOON
+    for _ in range(tries):
+        now = max(now, attempts.blocked_until or now)
+        attempts = attempts.charged(now)
+    return ((attempts.blocked_until or now) - now).total_seconds()
+
+
+def test_four_wrong_tries_cost_nothing_and_then_the_delay_doubles_up_to_thirty_seconds() -> None:
+    """Attempts slow down exponentially after five and never lock for ever (USR-10, EUB-15)."""
+    assert [delay_after(tries) for tries in range(1, 13)] == [0, 0, 0, 0, 1, 2, 4, 8, 16, 30, 30, 30]
+    assert delay_after(1000) == 30
+
+
+def test_a_try_during_the_delay_is_not_looked_at_and_says_how_long_to_wait() -> None:
+    """The refusal names whole seconds, rounded up, and does not lengthen the delay (USR-10)."""
+    attempts = Attempts(9, NOON + timedelta(seconds=7, milliseconds=1))
+    with pytest.raises(TooManyAttempts) as refused:
+        attempts.charged(NOON)
+    assert refused.value.retry_after == 8
+    assert attempts.charged(NOON + timedelta(seconds=8)).failed == 10
+
+
+def test_a_right_try_is_given_back_and_leaves_the_wrong_ones_before_it() -> None:
+    """A good password alone does not open new tries at the one-time code (D3, USR-10)."""
+    charged = Attempts(6, NOON).charged(NOON)
+    assert charged.given_back(NOON) == Attempts(6, NOON)
+    assert Attempts().charged(NOON).given_back(NOON) == Attempts()
+
+
+def test_wrong_tries_of_long_ago_count_no_more() -> None:
+    """Typing errors of weeks do not add up to a delay (EUB-15)."""
+    long_after = Attempts(40, NOON).charged(NOON + timedelta(minutes=15))
+    assert long_after == Attempts(1, NOON + timedelta(minutes=15))
+    assert Attempts(40, NOON).charged(NOON + timedelta(minutes=14)).failed == 41
+
+
+def test_a_name_that_nobody_has_is_slowed_down_like_an_account() -> None:
+    """A delay does not tell which names are known (USR-10, USR-21)."""
+    strangers = Strangers()
+    for _ in range(5):
+        strangers.charge("nobody", NOON)
+    with pytest.raises(TooManyAttempts):
+        strangers.charge("nobody", NOON)
+    strangers.charge("nobody else", NOON)
+    strangers.charge("nobody", NOON + timedelta(seconds=1))
+
+
+def test_the_memory_of_unknown_names_is_bounded() -> None:
+    """Strangers cannot fill the memory with names (G1)."""
+    strangers = Strangers()
+    for number in range(10_050):
+        strangers.charge(f"name {number}", NOON)
+    assert len(strangers._tries) == 10_000

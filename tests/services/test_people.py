@@ -1,0 +1,127 @@
+"""Accounts below HTTP: the first administrator, cursors, races with a reset, and a trail that cannot be made durable."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from app.domain.words import Action
+from app.errors import AlreadyExists, Invalid
+from app.identity.tokens import token_digest
+from app.services import audited, pages, people
+from app.services.audited import Act
+from app.services.context import RequestContext
+from tests import harness
+from tests.harness import House, SeededEntropy, expect
+
+
+def in_work(house: House, path: str, work: Callable[[Act], object]) -> None:
+    """Run work behind the door, as a list of people does."""
+    digest = token_digest(house.admin.token())
+    ctx = RequestContext(house.deployment, Action.LIST_PEOPLE, digest, "request", "unknown", "GET", path)
+    audited.audited(ctx, Action.LIST_PEOPLE, work)
+
+
+class TestFirstAdmin:
+    def test_the_service_enters_whom_it_made_under_a_checkpoint(self, house: House) -> None:
+        """The first account is on record like every other, under the service's own name (USR-05, AUD-17)."""
+        first = house.trail()[0]
+        assert (first["actor"], first["action"], first["target"]) == ("snose", "person:create", {"username": "admin"})
+        assert first["after"]["role"] == "service_admin"
+        assert house.settings.checkpoint_file.read_text().count("\n") >= 1
+
+    def test_there_is_one_first_admin_only(self, house: House) -> None:
+        """Whoever holds the command line cannot make a second one in silence; nothing is entered or kept (USR-16)."""
+        entries = len(house.trail())
+        with pytest.raises(AlreadyExists):
+            people.register_first_admin(house.deployment, "second", "Second", "second@example.org")
+        assert len(house.trail()) == entries
+        assert [item["username"] for item in expect(house.admin.get("/v1/people"), 200)["items"]] == ["admin"]
+
+    def test_the_name_obeys_the_rules_of_names(self, house: House) -> None:
+        """The same rules for everybody (USR-01)."""
+        for name in ("Admin", "snose", "client-1", ""):
+            with pytest.raises(Invalid):
+                people.register_first_admin(house.deployment, name, "Somebody", "x@example.org")
+
+
+class TestCursors:
+    def test_a_cursor_gives_its_values_back_to_the_same_list_only(self, house: House) -> None:
+        """Bound to caller, action, path and filters; no filter and an empty one are two (G2)."""
+        kept: list[str] = []
+        in_work(house, "/v1/a", lambda act: kept.append(pages.encode(act, ["name", 7], ["x", None])))
+        [cursor] = kept
+        read: list[object] = []
+        in_work(house, "/v1/a", lambda act: read.append(pages.decode(act, cursor, ["x", None])))
+        assert read == [["name", 7]]
+        wrong: list[tuple[str, list[str | None]]] = [("/v1/b", ["x", None]), ("/v1/a", ["x", ""]), ("/v1/a", ["x"])]
+        for path, filters in wrong:
+            with pytest.raises(Invalid) as refused:
+                in_work(house, path, partial(pages.decode, cursor=cursor, filters=filters))
+            assert refused.value.field == "cursor"
+
+
+class Interrupting(SeededEntropy):
+    """Chance that lets something happen when it is drawn for a purpose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.purpose = ""
+        self.happens: Callable[[], object] = list
+
+    def draw(self, purpose: str, size: int) -> bytes:
+        if purpose == self.purpose:
+            self.purpose = ""
+            self.happens()
+        return super().draw(purpose, size)
+
+
+def test_a_reset_during_a_change_of_password_wins(migrated_database_url: str, tmp_path: Path) -> None:
+    """What was verified before the transaction is looked at again inside it (USR-13)."""
+    entropy = Interrupting()
+    with harness.house(migrated_database_url, tmp_path, entropy=entropy) as house:
+        doctor = house.person("investigator")
+        token, issued = doctor.token(), []
+        house.admin.token()
+
+        def reset() -> None:
+            issued.append(expect(house.admin.post(f"/v1/people/{doctor.username}/reset"), 200)["password"])
+
+        # The salt of the new password is drawn after the current one was verified.
+        entropy.purpose, entropy.happens = "password_salt", reset
+        body = {"current": doctor.password, "new": "a new one that comes too late"}
+        expect(house.send("POST", "/v1/me/password", token=token, json=body), 401)
+        credentials = {"username": doctor.username, "password": "a new one that comes too late"}
+        expect(house.send("POST", "/v1/sessions", json=credentials), 401)
+        expect(house.send("POST", "/v1/sessions", json={**credentials, "password": issued[0]}), 201)
+
+
+def test_no_secret_is_given_out_while_its_entry_cannot_be_made_durable(house: House) -> None:
+    """A privileged act is answered only when its checkpoint is kept (custody, E2): here the sink is a folder."""
+    sink = house.settings.checkpoint_file
+    house.admin.token()
+    sink.rename(sink.with_suffix(".away"))
+    sink.mkdir()
+    body = {"username": "m.rossi", "display_name": "Dr Rossi", "email": "m@example.org"}
+    problem = expect(house.admin.post("/v1/people", json=body), 503)
+    assert problem["code"] == "audit_unavailable"
+    assert "password" not in problem
+    sink.rmdir()
+    sink.with_suffix(".away").rename(sink)
+    # The account is there all the same, and a reset gives its password.
+    expect(house.admin.post("/v1/people/m.rossi/reset"), 200)
+
+
+def test_an_unknown_caller_costs_no_hash(house: House) -> None:
+    """Strangers cannot make the service spend memory on passwords of accounts they may not make (G2)."""
+
+    class NoSalt(SeededEntropy):
+        def draw(self, purpose: str, size: int) -> bytes:
+            assert purpose != "password_salt"
+            return super().draw(purpose, size)
+
+    house.deployment.passwords._entropy = NoSalt()
+    body = {"username": "m.rossi", "display_name": "Dr Rossi", "email": "m@example.org"}
+    expect(house.send("POST", "/v1/people", json=body), 401)
+    expect(house.send("POST", "/v1/people/admin/reset"), 401)
