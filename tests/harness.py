@@ -276,7 +276,7 @@ class House:
         content = None if json is None else jsonlib.dumps(json).encode()
         if content is not None:
             given.setdefault("Content-Type", "application/json")
-        response = self.client.request(method, path, content=content, headers=given, params=query)
+        response = self.client.request(method, path, content=content, headers=given, params=query or None)
         if response.status_code == 500:
             message = f"{method} {path}: the service has a fault; see the captured output"
             raise AssertionError(message)
