@@ -63,7 +63,7 @@ VIOLATIONS = [
     ("routes-call-services", "app.api.kits", "app.storage.kits"),
     ("routes-call-services", "app.api.unblinding", "app.sealing.ring"),
     ("features", "app.services.kits", "app.services.allocations"),
-    ("features", "app.services.trail", "app.services.keys"),
+    ("features", "app.services.trail", "app.services.kits"),
 ]
 
 

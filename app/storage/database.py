@@ -181,7 +181,7 @@ class Database:
             ):
                 connection.execute(f"PRAGMA {pragma}")
             # PostgreSQL's own function of this name; one order of rows for each 64-bit number, on both databases.
-            connection.create_function("hashuuidextended", 2, _hash_of_uuid, deterministic=True)
+            connection.create_function("uuid_hash_extended", 2, _hash_of_uuid, deterministic=True)
 
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:

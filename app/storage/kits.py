@@ -61,7 +61,7 @@ _IN_STOCK: Final = (
         _k.status == KitStatus.IN_STOCK.value,
     )
     # An order that nobody can know beforehand, made where the rows are: what is read does not grow with the stock (rule B5).
-    .order_by(func.hashuuidextended(_k.kit_id, bindparam("order")))
+    .order_by(func.uuid_hash_extended(_k.kit_id, bindparam("order")))
 )
 _SAMPLE: Final = _IN_STOCK.limit(bindparam("sample"))
 
