@@ -179,7 +179,7 @@ def _deployment(options: Options, folder: Path) -> Iterator[tuple[Trial, str]]:
         "SNOSE_WORKERS": "2" if options.database and options.database.startswith("postgres") else "1",
     }
     migrate.upgrade(url)
-    admin = _first_admin(environment)
+    admin, issued = _first_admin(environment)
     base_url = f"http://127.0.0.1:{port}"
     with (
         (folder / "snose-demo.log").open("wb") as log,
@@ -196,7 +196,7 @@ def _deployment(options: Options, folder: Path) -> Iterator[tuple[Trial, str]]:
         try:
             _wait_until_ready(client, process, folder)
             trial = Trial(client, lambda: datetime.now(UTC), sleep_until_next_step, admin)
-            trial.own(admin, admin.password)
+            trial.own(admin, issued)
             yield trial, base_url
         finally:
             process.terminate()
@@ -220,7 +220,8 @@ def _require_throw_away(url: str) -> None:
     migrate.downgrade(url, "base")
 
 
-def _first_admin(environment: dict[str, str]) -> Person:
+def _first_admin(environment: dict[str, str]) -> tuple[Person, str]:
+    """Return the deployment's first service administrator, and the password that was issued."""
     settings = Settings.model_validate(
         {name.removeprefix("SNOSE_").lower(): value for name, value in environment.items()}
     )
@@ -231,8 +232,7 @@ def _first_admin(environment: dict[str, str]) -> Person:
         issued = register_first_admin(deployment, "demo.root", "Demo Root", "root@example.org")
     finally:
         around.database.close()
-    admin = Person("demo.root", issued, "", (Role.SERVICE_ADMIN,))
-    return admin
+    return Person("demo.root", secrets.token_urlsafe(15), "", (Role.SERVICE_ADMIN,)), issued
 
 
 def _free_port() -> int:
@@ -269,7 +269,7 @@ def _invite(trial: Trial) -> tuple[list[Person], Person]:
         {"username": admin.username, "display_name": "Demo Service Admin", "email": "admin@example.org"},
     ).json()["password"]
     trial.grant(f"/v1/people/{admin.username}/grants", Role.SERVICE_ADMIN)
-    admin.password = f"correct horse {admin.username} staple"
+    admin.password = trial.new_password()
     trial.own(admin, issued)
     return listed, admin
 

@@ -4,6 +4,7 @@ It knows the service only by its API. People act as people do: each with a passw
 """
 
 import json
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from importlib.resources import files
 from typing import Any, Final, Protocol
 
 from app.domain.words import SITE_ROLES, Role
+from app.errors import SnoseError
 from app.identity.codes import STEP_SECONDS, code_of_step, step_at
 
 FRESH: Final = timedelta(seconds=240)
@@ -50,7 +52,7 @@ class Client(Protocol):
         """Send one request."""
 
 
-class UnexpectedAnswer(Exception):
+class UnexpectedAnswer(SnoseError):
     """The service said something else than the script expects; holds method, path, status and the problem's code only."""
 
 
@@ -121,6 +123,7 @@ class Trial:
     now: Callable[[], datetime]
     wait_for_next_step: Callable[[datetime], None]
     admin: Person
+    new_password: Callable[[], str] = lambda: secrets.token_urlsafe(15)
     protocol: StudyProtocol = field(default_factory=read_protocol)
     site_code: str = "01"
     people: dict[Role, list[Person]] = field(default_factory=dict)
@@ -204,7 +207,7 @@ class Trial:
             },
         ).json()["password"]
         self.grant(f"/v1/people/{username}/grants", role)
-        person = Person(username, f"correct horse {username} staple", "", (role,))
+        person = Person(username, self.new_password(), "", (role,))
         self.own(person, issued)
         self.people.setdefault(role, []).append(person)
         return person
