@@ -233,7 +233,7 @@ def refuse_faults(faults: Sequence[Fault]) -> None:
 
 def _faulty(faults: Sequence[Fault]) -> FaultyImport:
     place, sentence = faults[0]
-    more = f" There are {len(faults) - 1} more faults." if len(faults) > 1 else ""
+    more = f" This is one of {len(faults)} faults." if len(faults) > 1 else ""
     return FaultyImport(f"{place}: {sentence}{more} Nothing was imported.", tuple(faults))
 
 

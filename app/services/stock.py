@@ -87,3 +87,10 @@ def _in_random_order(act: Act, consignment_id: UUID, sample: int) -> Iterator[Se
     yield from first
     if len(first) == sample:
         yield from kits.list_in_stock(act.tx, study_id, consignment_id, order, None)[sample:]
+
+
+def holds_floor(act: Act, site_code: SiteCode, timezone: str, arms: Collection[ArmCode]) -> bool:
+    """Return whether a subject at the site could be given a kit now; nothing is withdrawn or locked by looking (rule B6)."""
+    today = site_day(act.now, timezone)
+    usable = kits.list_assignable_consignments(act.tx, act.study.study_id, site_code, today)
+    return any(_first_of_every_arm(act, consignment_id, arms) is not None for consignment_id in usable)
