@@ -1,0 +1,554 @@
+"""Break the code of one subject, alone and at once; and the other doors: safety, and the end of the study (rule section D).
+
+Only binding, slot and kits together say what a treatment is, and only when they agree with each other and with the words that were
+signed: whatever disagrees gives no answer. No entry here has a field for an arm; the restricted parts have none either (rule E3).
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, cast
+from uuid import UUID
+
+from app.domain.contents import Binding
+from app.domain.kits import STEPS, Step
+from app.domain.sealed import Column, SealContext
+from app.domain.words import (
+    Action,
+    ArmCode,
+    KitCode,
+    ReasonCode,
+    Role,
+    SiteCode,
+    StudyCode,
+    StudyStatus,
+    SubjectId,
+    SubjectKey,
+    subject_key,
+)
+from app.errors import (
+    AlreadyExists,
+    IllegalTransition,
+    IntegrityBroken,
+    Invalid,
+    Missing,
+    RevealUnavailable,
+    SecondPersonRequired,
+    Unavailable,
+)
+from app.sealing.recipients import encrypt_to
+from app.services import pages
+from app.services.audited import Act, Receipt, audited
+from app.services.context import RequestContext
+from app.services.evidence import open_allocation, open_assigned_kit, open_kit
+from app.services.final_package import FinalPackage
+from app.storage import allocations, commitments, dual_control, kits, studies, unblinding
+from app.storage.allocations import Allocation
+from app.storage.database import Transaction
+from app.storage.dual_control import DualControlRequest
+from app.storage.kits import KitRow
+from app.storage.unblinding import CodeBreakRecord, NewCodeBreak, SafetyUnblinding
+
+_FINAL_UNBLINDING: Final = "final_unblinding"
+"""The kind under which its requests stand among those that two people decide."""
+
+
+# -- what a treatment is -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What the sealed evidence says of one subject, or of one kit. Danger: holds an arm."""
+
+    subject_id: SubjectId | None
+    subject_key: SubjectKey | None
+    site_code: SiteCode | None
+    arm_code: ArmCode = field(repr=False)
+    treatment: str = field(repr=False)
+    kit_codes: Sequence[KitCode] = ()
+
+
+def _open_subject(act: Act, allocation: Allocation) -> _Shown:
+    """Return what a subject was given; raise ``IntegrityBroken`` unless binding, slot and every kit agree (rule D4)."""
+    study_id = act.study.study_id
+    given = kits.list_assignments(act.tx, study_id, allocation.subject_key)
+    first = next((one.kit for one in given if one.visit is None and one.replaces is None), None)
+    if first is None:
+        message = "An allocation has lost its kit."
+        raise IntegrityBroken(message)
+    told = [open_allocation(act, allocation, first.kit_id)]
+    told += [open_assigned_kit(act, one)[1] for one in given]
+    arms, treatments = {binding.arm_code for binding in told}, {binding.treatment for binding in told}
+    agreed = _agreed(act, arms, treatments, [allocation.schedule_id])
+    return _Shown(
+        allocation.subject_id,
+        allocation.subject_key,
+        allocation.site_code,
+        agreed.arm_code,
+        agreed.treatment,
+        tuple(one.kit.kit_code for one in given),
+    )
+
+
+def _open_kit_of_nobody(act: Act, kit: KitRow) -> _Shown:
+    """Return what is in a kit that nobody was given."""
+    study_id = act.study.study_id
+    opened = open_kit(act, kits.get_sealed_kit(act.tx, study_id, kit.kit_id))
+    signed = unblinding.list_signed_schedules(act.tx, study_id)
+    agreed = _agreed(act, {opened.arm_code}, set(), signed)
+    return _Shown(None, None, kit.site_code, agreed.arm_code, agreed.treatment, (kit.kit_code,))
+
+
+def _agreed(act: Act, arms: set[ArmCode], treatments: set[str], signed_by: Sequence[UUID]) -> Binding:
+    """Return the one arm and the one treatment that everything speaks of; raise ``IntegrityBroken`` otherwise.
+
+    The words of the definition, too, are compared with those that the approver signed: a text that was changed in the database
+    would tell a physician the wrong product.
+    """
+    words: list[Mapping[ArmCode, str]] = [
+        {arm.arm_code: arm.treatment for arm in studies.list_arms(act.tx, act.study.study_id)}
+    ]
+    words += [_signed_words(act, schedule_id) for schedule_id in signed_by]
+    said = treatments | {one.get(arm) for one in words for arm in arms}
+    treatment = said.pop()
+    if len(arms) != 1 or said or treatment is None:
+        message = "Binding, slot, kits and the signed words of the treatment do not agree."
+        raise IntegrityBroken(message)
+    return Binding(next(iter(arms)), treatment)
+
+
+def _signed_words(act: Act, schedule_id: UUID) -> Mapping[ArmCode, str]:
+    """Return the treatments by arm as the specification of a list has them, proved to its signature."""
+    act.deployment.commitments.verify_list(act.tx, act.study, schedule_id)
+    kept = commitments.get_list_commitment(act.tx, act.study.study_id, schedule_id)
+    context = SealContext(Column.SPECIFICATION, act.study.study_code, (str(schedule_id),))
+    document = json.loads(act.deployment.ring.open(context, kept.sealed_specification))
+    return {ArmCode(arm["arm_code"]): str(arm["treatment"]) for arm in document["arms"]}
+
+
+@dataclass(slots=True)
+class _Contact:
+    """Whom to ask when the service cannot reveal."""
+
+    text: str
+
+
+@contextmanager
+def _contact_when_unavailable(ctx: RequestContext) -> Iterator[_Contact]:
+    """Turn everything that is "not now" into one answer with the back-up contact (rule D4, EUB-11).
+
+    The study's contact once the study was read; that of the settings while the database is down.
+    """
+    contact = _Contact(ctx.deployment.limits.backup_contact)
+    try:
+        yield contact
+    except Unavailable:
+        raise RevealUnavailable(backup_contact=contact.text) from None
+
+
+# -- the code break ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CodeBreakRequest:
+    """One subject or one kit (rule D2); the own second factor was given before."""
+
+    subject_id: str | None
+    kit_code: KitCode | None
+    reason_code: ReasonCode
+    requested_by: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CodeBreak:
+    """The answer to who broke the code, and to nobody else (rule D6). Danger: holds a treatment."""
+
+    code_break_id: UUID
+    subject_id: SubjectId | None
+    arm_code: ArmCode = field(repr=False)
+    treatment: str = field(repr=False)
+    kit_codes: Sequence[KitCode]
+    revealed_at: datetime
+    receipt: Receipt | None = None
+
+
+def break_code(ctx: RequestContext, study: StudyCode, wanted: CodeBreakRequest) -> CodeBreak:
+    """Return one subject's treatment once its reveal is durably recorded; nothing but a missing proof stands before it.
+
+    Raises ``Invalid`` for a safety officer who names no requester, ``Missing``, and ``RevealUnavailable`` with the back-up contact
+    for whatever else keeps the answer from leaving.
+    """
+    with _contact_when_unavailable(ctx) as contact:
+
+        def work(act: Act) -> CodeBreak:
+            contact.text = act.study.backup_contact or contact.text
+            if act.decision.role is Role.SAFETY_OFFICER and not wanted.requested_by:
+                message = "A safety officer names the clinician who asks for the code."
+                raise Invalid(message, "requested_by")
+            if wanted.kit_code is not None and wanted.subject_id is None:
+                return _break(act, wanted, *_find_by_kit(act, wanted.kit_code))
+            if wanted.subject_id is not None and wanted.kit_code is None:
+                return _break(act, wanted, None, _find_subject(act, wanted.subject_id))
+            message = "Name one subject or one kit, and not both."
+            raise Invalid(message, "subject_id")
+
+        def on_withheld(tx: Transaction, result: CodeBreak) -> None:
+            unblinding.record_withheld_break(tx, study, result.code_break_id)
+
+        return audited(ctx, Action.BREAK_CODE, work, study=study, on_withheld=on_withheld)
+
+
+def _find_subject(act: Act, subject_id: str) -> _Shown:
+    key = subject_key(subject_id)
+    act.note(target={"subject_id": key}, subject_key=key)
+    allocation = allocations.get_allocation(act.tx, act.study.study_id, key, act.decision.sites)
+    act.note(site_code=allocation.site_code)
+    return _open_subject(act, allocation)
+
+
+def _find_by_kit(act: Act, kit_code: KitCode) -> tuple[UUID, _Shown]:
+    """Return the kit and what is in it; with a kit in hand any investigator of the study may ask (rule D2)."""
+    study_id = act.study.study_id
+    act.note(target={"kit_code": kit_code})
+    kit = kits.find_kit(act.tx, study_id, kit_code)
+    if kit is None:
+        raise Missing
+    given = kits.find_assignment_by_kit(act.tx, study_id, kit.kit_id)
+    if given is None:
+        if kit.site_code is not None:
+            kits.lock_stock(act.tx, study_id, kit.site_code)
+        kit = kits.lock_kit(act.tx, study_id, kit_code) or kit
+        # Read again behind the locks: somebody may have been given it just now.
+        given = kits.find_assignment_by_kit(act.tx, study_id, kit.kit_id)
+    if given is None:
+        act.note(site_code=kit.site_code)
+        shown = _open_kit_of_nobody(act, kit)
+        _put_aside(act, kit)
+        return kit.kit_id, shown
+    allocation = allocations.get_allocation(act.tx, study_id, given.subject_key, None)
+    act.note(
+        target={"kit_code": kit_code, "subject_id": allocation.subject_key},
+        subject_key=allocation.subject_key,
+        site_code=allocation.site_code,
+    )
+    return kit.kit_id, _open_subject(act, allocation)
+
+
+def _put_aside(act: Act, kit: KitRow) -> None:
+    """Quarantine a kit whose code is known now, wherever it was, so that nobody is ever given it (EUB-07)."""
+    status = STEPS[Step.BREAK_CODE].get(kit.status, kit.status)
+    if status is not kit.status:
+        kits.record_status(act.tx, act.study.study_id, kit.kit_id, status)
+    act.note(before={"kit_status": kit.status}, after={"kit_status": status})
+
+
+def _break(act: Act, wanted: CodeBreakRequest, kit_id: UUID | None, shown: _Shown) -> CodeBreak:
+    """Record the break and return the answer; it leaves when the entry is committed and under a checkpoint."""
+    sites = act.decision.sites
+    code_break = NewCodeBreak(
+        act.deployment.new_id(),
+        shown.subject_key,
+        kit_id,
+        shown.site_code,
+        is_by_kit_code=kit_id is not None,
+        is_own_site=sites is None or shown.site_code in sites,
+        reason_code=wanted.reason_code,
+        broken_at=act.now,
+        broken_by=act.principal.name,
+        # No code is broken but by a role.
+        role=cast("Role", act.decision.role),
+    )
+    unblinding.add_code_break(act.tx, act.study.study_id, code_break)
+    act.outcome = unblinding.AUTHORISED
+    act.note(
+        after={
+            **(act.after or {}),
+            "code_break_id": str(code_break.code_break_id),
+            "reason_code": wanted.reason_code,
+            "by_kit_code": code_break.is_by_kit_code,
+            "own_site": code_break.is_own_site,
+            # An expired password alerts and does not block (rule D1).
+            **({"password_expired": True} if act.principal.password_expired else {}),
+        },
+        restricted={"requested_by": wanted.requested_by} if wanted.requested_by else None,
+    )
+    return CodeBreak(
+        code_break.code_break_id, shown.subject_id, shown.arm_code, shown.treatment, shown.kit_codes, act.now
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Narrated:
+    """That the narrative of a code break was given."""
+
+    code_break_id: UUID
+    narrated_at: datetime
+    receipt: Receipt | None = None
+
+
+def add_narrative(ctx: RequestContext, study: StudyCode, code_break_id: UUID, narrative: str) -> Narrated:
+    """Keep what happened, told after the break by who broke the code, once (EUB-09); raises ``Missing``, ``AlreadyExists``."""
+
+    def work(act: Act) -> Narrated:
+        study_id = act.study.study_id
+        act.note(target={"code_break_id": str(code_break_id)})
+        found = unblinding.get_break_of(act.tx, study_id, code_break_id, act.principal.name)
+        act.note(subject_key=found.subject_key, site_code=found.site_code)
+        if not unblinding.record_narration(act.tx, study_id, code_break_id, act.now):
+            message = "The narrative of this code break was given before; it stands as it is."
+            raise AlreadyExists(message)
+        act.note(restricted={"narrative": narrative})
+        return Narrated(code_break_id, act.now)
+
+    return audited(ctx, Action.ADD_NARRATIVE, work, study=study, answer_type=Narrated)
+
+
+@dataclass(frozen=True, slots=True)
+class CodeBreakPage:
+    """A page of the register."""
+
+    items: Sequence[CodeBreakRecord]
+    next_cursor: str | None
+
+
+def list_code_breaks(ctx: RequestContext, study: StudyCode, limit: int, cursor: str | None) -> CodeBreakPage:
+    """Return code breaks in the order of time, without treatments, as many as stood there at the first page."""
+
+    def work(act: Act) -> CodeBreakPage:
+        after, until = _place_of(act, cursor)
+        found = unblinding.list_code_breaks(act.tx, act.study.study_id, act.decision.sites, after, until, limit + 1)
+        items = found[:limit]
+        following = None
+        if len(found) > limit:
+            following = _cursor_after(act, items[-1].broken_at, items[-1].code_break_id, until)
+        return CodeBreakPage(items, following)
+
+    return audited(ctx, Action.READ_CODE_BREAKS, work, study=study)
+
+
+def _place_of(act: Act, cursor: str | None) -> tuple[tuple[datetime, UUID] | None, datetime]:
+    """Return behind what a page begins, and the time of the first page."""
+    if cursor is None:
+        return None, act.now
+    last_at, last_id, pinned = pages.decode(act, cursor)
+    # The reading of a list is entered with its first page.
+    act.is_entered = False
+    return (datetime.fromisoformat(last_at), UUID(last_id)), datetime.fromisoformat(pinned)
+
+
+def _cursor_after(act: Act, at: datetime, row_id: UUID, until: datetime) -> str:
+    return pages.encode(act, [at.isoformat(), str(row_id), until.isoformat()])
+
+
+# -- safety ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyReveal:
+    """The answer to the safety officer, and to nobody else (UNB-02). Danger: holds a treatment."""
+
+    safety_unblinding_id: UUID
+    subject_id: SubjectId | None
+    arm_code: ArmCode = field(repr=False)
+    treatment: str = field(repr=False)
+    kit_codes: Sequence[KitCode]
+    revealed_at: datetime
+    receipt: Receipt | None = None
+
+
+def unblind_for_safety(ctx: RequestContext, study: StudyCode, subject_id: str, reason: str) -> SafetyReveal:
+    """Return one subject's treatment for a safety report; others learn neither the subject nor how it went on (UNB-02, 03).
+
+    Raises ``Missing``, and ``RevealUnavailable`` with the back-up contact.
+    """
+    with _contact_when_unavailable(ctx) as contact:
+
+        def work(act: Act) -> SafetyReveal:
+            study_id = act.study.study_id
+            contact.text = act.study.backup_contact or contact.text
+            # Neither a target nor a key of the subject: whose case it was is the restricted part's alone (rule E3).
+            allocation = allocations.get_allocation(act.tx, study_id, subject_key(subject_id), None)
+            shown = _open_subject(act, allocation)
+            unblinding_id = act.deployment.new_id()
+            ring = act.deployment.ring
+            sealed = ring.seal(_safety_context(act, unblinding_id), allocation.subject_id.encode())
+            unblinding.add_safety_unblinding(
+                act.tx,
+                study_id,
+                SafetyUnblinding(unblinding_id, sealed, unblinding.AUTHORISED, act.now, act.principal.name),
+                ring.newest_version(act.study.study_code),
+            )
+            act.outcome = unblinding.AUTHORISED
+            act.note(
+                after={"safety_unblinding_id": str(unblinding_id)},
+                restricted={"subject_id": allocation.subject_key, "reason": reason},
+            )
+            return SafetyReveal(
+                unblinding_id, shown.subject_id, shown.arm_code, shown.treatment, shown.kit_codes, act.now
+            )
+
+        def on_withheld(tx: Transaction, result: SafetyReveal) -> None:
+            unblinding.record_withheld_unblinding(tx, study, result.safety_unblinding_id)
+
+        return audited(ctx, Action.UNBLIND_FOR_SAFETY, work, study=study, on_withheld=on_withheld)
+
+
+def _safety_context(act: Act, safety_unblinding_id: UUID) -> SealContext:
+    return SealContext(Column.SAFETY_SUBJECT, act.study.study_code, (str(safety_unblinding_id),))
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyRecord:
+    """A line of the safety officer's register."""
+
+    safety_unblinding_id: UUID
+    subject_id: SubjectId
+    status: str
+    unblinded_at: datetime
+    unblinded_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyPage:
+    """A page of the safety officer's register."""
+
+    items: Sequence[SafetyRecord]
+    next_cursor: str | None
+
+
+def list_safety_unblindings(ctx: RequestContext, study: StudyCode, limit: int, cursor: str | None) -> SafetyPage:
+    """Return safety unblindings with their subjects, without treatments, in the order of time."""
+
+    def work(act: Act) -> SafetyPage:
+        after, until = _place_of(act, cursor)
+        found = unblinding.list_safety_unblindings(act.tx, act.study.study_id, after, until, limit + 1)
+        items = found[:limit]
+        following = None
+        if len(found) > limit:
+            following = _cursor_after(act, items[-1].unblinded_at, items[-1].safety_unblinding_id, until)
+        return SafetyPage([_safety_record(act, one) for one in items], following)
+
+    return audited(ctx, Action.READ_SAFETY_UNBLINDINGS, work, study=study)
+
+
+def _safety_record(act: Act, kept: SafetyUnblinding) -> SafetyRecord:
+    subject = act.deployment.ring.open(_safety_context(act, kept.safety_unblinding_id), kept.sealed_subject)
+    return SafetyRecord(
+        kept.safety_unblinding_id,
+        SubjectId(subject.decode()),
+        kept.status,
+        kept.unblinded_at,
+        kept.unblinded_by,
+    )
+
+
+# -- the end of the study ----------------------------------------------------------------------------------------------
+
+
+def final_package_info(study: StudyCode) -> bytes:
+    """Return what an encrypted final package is bound to; its recipient needs it to open it (RFC 9180, ``info``)."""
+    return f"snose/v1/final-package\n{study}".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class FinalRequested:
+    """A request that waits for its second person."""
+
+    request_id: UUID
+    requested_at: datetime
+    requested_by: str
+    receipt: Receipt | None = None
+
+
+def request_final_unblinding(
+    ctx: RequestContext, study: StudyCode, database_lock_statement: str, recipient_key: str | None
+) -> FinalRequested:
+    """Return the request for the final package of a closed study, with the attested database lock (UNB-07).
+
+    Raises ``IllegalTransition`` while the study is not closed, ``Invalid`` for a ``recipient_key`` that is none.
+    """
+
+    def work(act: Act) -> FinalRequested:
+        if recipient_key is not None:
+            # A key that is none would be found out when the package is there already.
+            encrypt_to(recipient_key, b"", b"")
+        act.note(target={"study_code": study})
+        if act.study.status is not StudyStatus.CLOSED:
+            message = f"The study is {act.study.status}; the final unblinding needs a closed one."
+            raise IllegalTransition(message)
+        request_id = act.deployment.new_id()
+        ring = act.deployment.ring
+        context = SealContext(Column.REQUEST_TEXT, study, (str(request_id),))
+        dual_control.add_request(
+            act.tx,
+            act.study.study_id,
+            DualControlRequest(
+                request_id,
+                _FINAL_UNBLINDING,
+                None,
+                recipient_key,
+                ring.seal(context, database_lock_statement.encode()),
+                ring.newest_version(study),
+                act.now,
+                act.principal.name,
+            ),
+        )
+        act.note(
+            target={"request_id": str(request_id)},
+            after={"encrypted": recipient_key is not None},
+            restricted={"database_lock_statement": database_lock_statement},
+        )
+        return FinalRequested(request_id, act.now, act.principal.name)
+
+    return audited(ctx, Action.REQUEST_FINAL_UNBLINDING, work, study=study, answer_type=FinalRequested)
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasedPackage:
+    """The final package as it leaves. Danger: holds every arm."""
+
+    content: bytes = field(repr=False)
+    media_type: str
+    file_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Release:
+    """What was released: the documents, opened, and for whom."""
+
+    package: FinalPackage = field(repr=False)
+    recipient_key: str | None
+
+
+def release_final_unblinding(ctx: RequestContext, study: StudyCode, request_id: UUID) -> ReleasedPackage:
+    """Return the final package of the study, released once by another person than who asked for it (rule F3, UNB-07).
+
+    Raises ``Missing``, ``SecondPersonRequired``, ``IllegalTransition`` for a request that was released before, and
+    ``IntegrityBroken`` when something does not open in its place.
+    """
+
+    def work(act: Act) -> _Release:
+        study_id = act.study.study_id
+        act.note(target={"request_id": str(request_id)})
+        request = dual_control.lock_request(act.tx, study_id, _FINAL_UNBLINDING, request_id)
+        if request.requested_by == act.principal.name:
+            raise SecondPersonRequired
+        if request.released_at is not None:
+            message = "This request was released before; another copy needs a new request."
+            raise IllegalTransition(message)
+        dual_control.record_release(act.tx, study_id, request_id, act.now, act.principal.name)
+        act.note(after={"requested_by": request.requested_by, "encrypted": request.recipient_key is not None})
+        return _Release(FinalPackage(act), request.recipient_key)
+
+    released = audited(ctx, Action.RELEASE_FINAL_UNBLINDING, work, study=study, on_withheld=_nothing_to_mark)
+    content = released.package.complete()
+    if released.recipient_key is None:
+        return ReleasedPackage(content, "application/zip", f"{study}-final.zip")
+    encrypted = encrypt_to(released.recipient_key, content, final_package_info(study))
+    return ReleasedPackage(encrypted, "application/octet-stream", f"{study}-final.zip.hpke")
+
+
+def _nothing_to_mark(_tx: Transaction, _result: _Release) -> None:
+    """A withheld package is entered as withheld; the request is spent, and a new one gives another copy."""

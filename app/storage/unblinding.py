@@ -1,0 +1,226 @@
+"""Code breaks and safety unblindings: that they happened, never what they showed."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Row, ScalarSelect, and_, insert, or_, select, update
+
+from app.domain.sealed import Sealed
+from app.domain.words import (
+    KitCode,
+    ReasonCode,
+    Role,
+    ScheduleStatus,
+    SiteCode,
+    StudyCode,
+    SubjectId,
+    SubjectKey,
+)
+from app.errors import Missing
+from app.storage import tables
+from app.storage.database import Transaction
+
+_b = tables.code_break.c
+_u = tables.safety_unblinding.c
+_a = tables.allocation.c
+_k = tables.kit.c
+_s = tables.schedule.c
+_st = tables.study.c
+
+AUTHORISED: Final = "authorised"
+WITHHELD: Final = "withheld"
+
+
+# -- code breaks -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NewCodeBreak:
+    """A code break as it is recorded; ``subject_key`` is None for a kit that nobody was given."""
+
+    code_break_id: UUID
+    subject_key: SubjectKey | None
+    kit_id: UUID | None
+    site_code: SiteCode | None
+    is_by_kit_code: bool
+    is_own_site: bool
+    reason_code: ReasonCode
+    broken_at: datetime
+    broken_by: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class CodeBreakRecord:
+    """A line of the register: who broke whose code, when and why, and nothing of the treatment."""
+
+    code_break_id: UUID
+    subject_id: SubjectId | None
+    kit_code: KitCode | None
+    site_code: SiteCode | None
+    reason_code: ReasonCode
+    status: str
+    broken_at: datetime
+    broken_by: str
+    role: Role
+    by_kit_code: bool
+    own_site: bool
+    narrated_at: datetime | None
+
+
+_REGISTER: Final = (
+    select(
+        _b.code_break_id,
+        _a.subject_id,
+        _k.kit_code,
+        _b.site_code,
+        _b.reason_code,
+        _b.status,
+        _b.broken_at,
+        _b.broken_by,
+        _b.role,
+        _b.is_by_kit_code.label("by_kit_code"),
+        _b.is_own_site.label("own_site"),
+        _b.narrated_at,
+    )
+    .select_from(tables.code_break)
+    .outerjoin(tables.allocation, and_(_a.study_id == _b.study_id, _a.subject_key == _b.subject_key))
+    .outerjoin(tables.kit, and_(_k.study_id == _b.study_id, _k.kit_id == _b.kit_id))
+)
+
+
+def add_code_break(tx: Transaction, study_id: UUID, code_break: NewCodeBreak) -> None:
+    """Record a code break that is authorised."""
+    row = {name: getattr(code_break, name) for name in NewCodeBreak.__dataclass_fields__}
+    tx.execute(insert(tables.code_break), {"study_id": study_id, "status": AUTHORISED} | row)
+
+
+def record_withheld_break(tx: Transaction, study_code: StudyCode, code_break_id: UUID) -> None:
+    """Say of a code break that its answer did not leave (rule D4)."""
+    tx.execute(
+        update(tables.code_break)
+        .where(_b.study_id == _id_of(study_code), _b.code_break_id == code_break_id)
+        .values(status=WITHHELD)
+    )
+
+
+def _id_of(study_code: StudyCode) -> ScalarSelect[UUID]:
+    return select(_st.study_id).where(_st.study_code == study_code).scalar_subquery()
+
+
+def list_code_breaks(
+    tx: Transaction,
+    study_id: UUID,
+    sites: Collection[SiteCode] | None,
+    after: tuple[datetime, UUID] | None,
+    until: datetime,
+    limit: int,
+) -> list[CodeBreakRecord]:
+    """Return code breaks of the sites (None: all) in the order of time, behind ``after`` and not later than ``until``."""
+    query = _REGISTER.where(_b.study_id == study_id, _b.broken_at <= until)
+    if sites is not None:
+        query = query.where(_b.site_code.in_(list(sites)))
+    if after is not None:
+        at, code_break_id = after
+        query = query.where(or_(_b.broken_at > at, and_(_b.broken_at == at, _b.code_break_id > code_break_id)))
+    rows = tx.execute(query.order_by(_b.broken_at, _b.code_break_id).limit(limit))
+    return [_code_break(row) for row in rows]
+
+
+def _code_break(row: Row[Any]) -> CodeBreakRecord:
+    values = {name: getattr(row, name) for name in CodeBreakRecord.__dataclass_fields__}
+    return CodeBreakRecord(
+        **(values | {"reason_code": ReasonCode(values["reason_code"]), "role": Role(values["role"])})
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NarratedBreak:
+    """What the entry of a narrative says of its code break."""
+
+    subject_key: SubjectKey | None
+    site_code: SiteCode | None
+
+
+def get_break_of(tx: Transaction, study_id: UUID, code_break_id: UUID, broken_by: str) -> NarratedBreak:
+    """Return a code break of this person; raise ``Missing`` for one of somebody else, as for none."""
+    row = tx.execute(
+        select(_b.subject_key, _b.site_code).where(
+            _b.study_id == study_id, _b.code_break_id == code_break_id, _b.broken_by == broken_by
+        )
+    ).one_or_none()
+    if row is None:
+        raise Missing
+    return NarratedBreak(row.subject_key, row.site_code)
+
+
+def record_narration(tx: Transaction, study_id: UUID, code_break_id: UUID, at: datetime) -> bool:
+    """Say when the narrative of a code break was given; return False when that was said before."""
+    told = tx.execute(
+        update(tables.code_break)
+        .where(_b.study_id == study_id, _b.code_break_id == code_break_id, _b.narrated_at.is_(None))
+        .values(narrated_at=at)
+    )
+    return told.rowcount == 1
+
+
+def list_signed_schedules(tx: Transaction, study_id: UUID) -> list[UUID]:
+    """Return the lists whose commitment was signed: what the words of a treatment are held against."""
+    rows = tx.execute(
+        select(_s.schedule_id)
+        .where(_s.study_id == study_id, _s.status.in_([ScheduleStatus.APPROVED, ScheduleStatus.ACTIVE]))
+        .order_by(_s.schedule_id)
+    )
+    return [row.schedule_id for row in rows]
+
+
+# -- safety unblindings ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyUnblinding:
+    """A safety unblinding as it is stored: whose it was lies under seal."""
+
+    safety_unblinding_id: UUID
+    sealed_subject: Sealed
+    status: str
+    unblinded_at: datetime
+    unblinded_by: str
+
+
+def add_safety_unblinding(tx: Transaction, study_id: UUID, unblinding: SafetyUnblinding, key_version: int) -> None:
+    """Record a safety unblinding."""
+    row = {name: getattr(unblinding, name) for name in SafetyUnblinding.__dataclass_fields__}
+    row |= {"study_id": study_id, "sealed_subject": unblinding.sealed_subject.token, "key_version": key_version}
+    tx.execute(insert(tables.safety_unblinding), row)
+
+
+def record_withheld_unblinding(tx: Transaction, study_code: StudyCode, safety_unblinding_id: UUID) -> None:
+    """Say of a safety unblinding that its answer did not leave."""
+    tx.execute(
+        update(tables.safety_unblinding)
+        .where(_u.study_id == _id_of(study_code), _u.safety_unblinding_id == safety_unblinding_id)
+        .values(status=WITHHELD)
+    )
+
+
+def list_safety_unblindings(
+    tx: Transaction, study_id: UUID, after: tuple[datetime, UUID] | None, until: datetime, limit: int
+) -> list[SafetyUnblinding]:
+    """Return safety unblindings in the order of time, behind ``after`` and not later than ``until``."""
+    query = select(*(_u[name] for name in SafetyUnblinding.__dataclass_fields__)).where(
+        _u.study_id == study_id, _u.unblinded_at <= until
+    )
+    if after is not None:
+        at, last_id = after
+        query = query.where(or_(_u.unblinded_at > at, and_(_u.unblinded_at == at, _u.safety_unblinding_id > last_id)))
+    rows = tx.execute(query.order_by(_u.unblinded_at, _u.safety_unblinding_id).limit(limit))
+    return [
+        SafetyUnblinding(
+            row.safety_unblinding_id, Sealed(row.sealed_subject), row.status, row.unblinded_at, row.unblinded_by
+        )
+        for row in rows
+    ]

@@ -1,0 +1,111 @@
+"""A study under way, made over HTTP: an active list, a site with stock, and subjects who were allocated.
+
+study = running_study(house, subjects=3)
+study.investigator.post(f"{S}/code-breaks", json={...}, step_up=True)
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sqlalchemy import text
+
+from app.domain.words import Role
+from tests.harness import STUDY, STUDY_BODY, Caller, House, Json, expect
+
+S: Final = f"/v1/studies/{STUDY}"
+TREATMENTS: Final = {arm["arm_code"]: arm["treatment"] for arm in STUDY_BODY["arms"]}
+
+
+@dataclass
+class RunningStudy:
+    """Who works in the study, and what was answered when it was set up."""
+
+    house: House
+    people: dict[str, Caller]
+    schedule_id: str
+    kit_codes: list[str]
+    allocations: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def investigator(self) -> Caller:
+        return self.people["investigator"]
+
+    @property
+    def study_admin(self) -> Caller:
+        return self.house.study_admins[STUDY]
+
+    def person(self, role: Role | str, site: str | None = None) -> Caller:
+        """Return somebody with this role, the same person each time."""
+        name = f"{role}{site or ''}"
+        if name not in self.people:
+            self.people[name] = self.house.person(role, site=site)
+        return self.people[name]
+
+    def allocate(self, subject: str) -> dict[str, Any]:
+        body = {
+            "subject_id": subject,
+            "site_code": "01",
+            "strata": {},
+            "consent_confirmed": True,
+            "eligibility_confirmed": True,
+        }
+        answer: dict[str, Any] = expect(self.investigator.post(f"{S}/allocations", json=body), 201)
+        self.allocations.append(answer)
+        return answer
+
+    def free_kit(self) -> str:
+        """Return the code of a kit that nobody was given."""
+        taken = {allocation["kit_code"] for allocation in self.allocations}
+        return next(code for code in self.kit_codes if code not in taken)
+
+    def set_status(self, status: str) -> None:
+        body = {"status": status, "reason": "as the test wants it"}
+        expect(self.study_admin.post(f"{S}/status", json=body, step_up=True), 200)
+
+
+def running_study(
+    house: House, subjects: int = 2, kits_per_arm: int = 10, length: int = 12, **fields: Json
+) -> RunningStudy:
+    """Return a study that is open, with site 01 active and so many subjects ``01-0001``, ``01-0002`` ... allocated."""
+    house.register_study(sites=("01", "02"), **fields)
+    people = {
+        role: house.person(role)
+        for role in ("statistician", "list_approver", "supply_manager", "pharmacist", "investigator")
+    }
+    house.person(Role.INVESTIGATOR)
+    admin = house.study_admins[STUDY]
+    specification = {"block_sizes": [2, 4], "block_size_weights": [1, 1], "length_per_stratum": length, "fill": "exact"}
+    made = expect(people["statistician"].post(f"{S}/schedules", json=specification, step_up=True), 201)
+    schedule = f"{S}/schedules/{made['schedule_id']}"
+    approval = {"commitment": made["commitment"], "meaning": "approval"}
+    expect(people["list_approver"].post(f"{schedule}/approval", json=approval, step_up=True), 200)
+    expect(admin.post(f"{schedule}/activation", step_up=True), 200)
+    running = RunningStudy(house, people, made["schedule_id"], [])
+    running.kit_codes = consignment(running, "C1", kits_per_arm)
+    expect(admin.post(f"{S}/sites/01/activation", step_up=True), 200)
+    running.set_status("open")
+    for number in range(1, subjects + 1):
+        running.allocate(f"01-{number:04}")
+    return running
+
+
+def consignment(running: RunningStudy, code: str, per_arm: int, *, received: bool = True) -> list[str]:
+    """Return the kit codes of a new consignment, which is at the site or still in the depot."""
+    kits = [
+        {"arm_code": arm, "lot": f"L-{number}", "expires_on": "2027-12-31", "count": per_arm}
+        for number, arm in enumerate(TREATMENTS)
+    ]
+    supply = running.people["supply_manager"]
+    body = {"consignment_code": code, "kits": kits}
+    expect(supply.post(f"{S}/consignments", json=body, step_up=True), 201)
+    with running.house.deployment.database.transaction() as tx:
+        query = text(
+            "SELECT k.kit_code FROM kit k JOIN consignment c ON c.consignment_id = k.consignment_id"
+            " WHERE c.consignment_code = :code ORDER BY k.kit_code"
+        )
+        codes = list(tx.execute(query, {"code": code}).scalars())
+    if received:
+        expect(supply.post(f"{S}/consignments/{code}/dispatch", json={"site_code": "01"}), 200)
+        receipt = {"received": codes, "missing": []}
+        expect(running.people["pharmacist"].post(f"{S}/consignments/{code}/receipt", json=receipt), 200)
+    return codes
