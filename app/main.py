@@ -14,7 +14,18 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from app.api import allocations, documentation, health, people, schedules, studies
+from app.api import (
+    allocations,
+    consignments,
+    documentation,
+    health,
+    kits,
+    people,
+    schedules,
+    studies,
+    trail,
+    unblinding,
+)
 from app.api.doors import DoorRoute, context_of, deployment_of
 from app.api.edge import Edge
 from app.api.problems import field_of, of_error, of_http, of_validation, request_id_of
@@ -30,7 +41,17 @@ from app.settings import Settings
 from app.storage.database import Database
 from app.storage.sink import FileSink
 
-DOORS: Final = (people.door, people.token_door, studies.door, schedules.door, allocations.door)
+DOORS: Final = (
+    people.door,
+    people.token_door,
+    studies.door,
+    schedules.door,
+    consignments.door,
+    kits.door,
+    allocations.door,
+    unblinding.door,
+    trail.door,
+)
 """Every feature's routes."""
 
 

@@ -7,13 +7,14 @@ outside ``act.tx``. When ``audited`` returns, the act is committed; when the act
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, Protocol, TypeVar, cast
 from uuid import UUID
 
 import msgspec
+import structlog
 
 from app import policy
 from app.domain.encoding import canonical_json, encode
@@ -22,6 +23,7 @@ from app.domain.people import Principal
 from app.domain.sealed import Column, SealContext, Sealed
 from app.domain.words import Action, SiteCode, StudyCode, SubjectKey
 from app.errors import (
+    AlreadyExists,
     AuditUnavailable,
     DatabaseUnavailable,
     Forbidden,
@@ -38,7 +40,7 @@ from app.errors import (
     TrailForked,
 )
 from app.policy import Decision
-from app.services.checkpoints import LogState, Suspicion
+from app.services.checkpoints import ALTERED, LogState, Suspicion, head_mac, segment_number
 from app.services.context import Deployment, RequestContext
 from app.storage import answers, people, studies, trail_writer
 from app.storage.answers import StoredAnswer
@@ -48,6 +50,7 @@ from app.storage.tables import SERVICE_LOG
 from app.storage.trail_writer import LogHead, NewEntry
 
 T = TypeVar("T")
+_log: Final = structlog.get_logger("snose.door")
 Part = Mapping[str, Any]
 """A JSON object of an entry."""
 
@@ -101,7 +104,10 @@ class Act:
     site_code: SiteCode | None = None
     is_entered: bool = True
     claims: list[tuple[UUID, bytes, bytes]] = field(default_factory=list)
+    is_claiming: bool = False
+    """Whether the act waits for another one with the same key."""
     replayed: object | None = None
+    entries_elsewhere: list[tuple[StudyHead, Part]] = field(default_factory=list)
 
     @property
     def principal(self) -> Principal:
@@ -145,16 +151,26 @@ class Act:
         self.subject_key = subject_key if subject_key is not None else self.subject_key
         self.site_code = site_code if site_code is not None else self.site_code
 
+    def note_in(self, study: StudyHead, after: Part) -> None:
+        """Have the act entered in the log of a study too, besides the one that it belongs to."""
+        self.entries_elsewhere.append((study, after))
+
     def claim(self, scope: bytes, fingerprint: bytes, answer_type: type[T]) -> T | None:
         """Claim a natural key, or return the answer that stands under it; raises ``KeyReused`` for other content (rule C4)."""
         study_id = self.head.study_id if self.head is not None else SERVICE_LOG
+        self.is_claiming = True
         stored = answers.claim(self.tx, study_id, scope, self.now)
+        self.is_claiming = False
         if stored is None:
             self.claims.append((study_id, scope, fingerprint))
             return None
         kept = _open_answer(self.deployment, study_id, scope, stored)
         if kept["fingerprint"] != fingerprint.hex():
             raise KeyReused
+        if kept["site_code"] is not None:
+            # Policy is asked before a replay (rule C4), about the site too: the caller's may have changed since.
+            self.at_site(kept["site_code"])
+        self.note(target=kept["target"], subject_key=kept["subject_key"])
         answer = msgspec.convert(kept["answer"], type=answer_type)
         self.replayed = answer
         self.outcome = "replayed"
@@ -249,7 +265,9 @@ def enter_by_service(
             work(tx)
         ctx = RequestContext(deployment, Action.READ_SELF, None, deployment.entropy.draw("request id", 16).hex(), "")
         note = _Note(action, "done", None, None, target, after=after)
-        return _append(tx, ctx, study, note, deployment.clock())[1]
+        state = _append(tx, ctx, study, note, deployment.clock())[1]
+    deployment.checkpoints.saw(state)
+    return state
 
 
 # -- inside ----------------------------------------------------------------------------------------------------------
@@ -284,38 +302,43 @@ class _Door:
     act: Act | None = None
     caller: Principal | None = None
     head: StudyHead | None = None
+    elsewhere: Sequence[LogState] = ()
 
     def run(self, work: Work[T]) -> tuple[T, LogState | None]:
         """Run the work until it is committed, or raise."""
-        keyed = False
+        uncertain = False
+        refused: SnoseError = DatabaseUnavailable()
         for attempt in range(_ATTEMPTS):
             try:
-                result, state = self._attempt(work)
+                result, states = self._attempt(work)
             except TryAgain:
-                self._pause(attempt)
-                continue
+                # Rolled back for sure. Only a rival with the same key is worth another name (rule C4).
+                refused = InProgress() if self.act is not None and self.act.is_claiming else DatabaseUnavailable()
             except AlreadyThere:
-                # The last line of defence held against a rival; from now on the rival's row is seen.
-                self._pause(attempt)
-                continue
+                # The last line of defence held against a rival; from now on the rival's row is seen, and named.
+                refused = AlreadyExists()
             except CommitUncertain:
-                keyed = self.act is not None and bool(self.act.claims)
-                if not keyed:
+                uncertain = True
+                if self.act is None or not self.act.claims:
                     break
                 # The same key on a fresh connection tells the truth: its claim finds the stored answer, or does the act (C6).
-                self._pause(attempt)
-                continue
+            except DatabaseUnavailable:
+                # Nothing was decided, but of an act that may have been committed before nobody may say so.
+                if not uncertain:
+                    raise
             else:
-                return result, state
-        if self.act is not None and self.act.claims and not keyed:
-            raise InProgress
-        raise OutcomeUnknown
+                for state in states:
+                    self.ctx.deployment.checkpoints.saw(state)
+                self.elsewhere = states[1:]
+                return result, states[0] if states else None
+            self._pause(attempt)
+        raise OutcomeUnknown if uncertain else refused
 
     def _pause(self, attempt: int) -> None:
         jitter = 0.5 + self.ctx.deployment.entropy.draw("jitter", 1)[0] / 255
         time.sleep(_FIRST_PAUSE * 2**attempt * jitter)
 
-    def _attempt(self, work: Work[T]) -> tuple[T, LogState | None]:
+    def _attempt(self, work: Work[T]) -> tuple[T, list[LogState]]:
         ctx = self.ctx
         self.act = None
         with ctx.deployment.database.transaction() as tx:
@@ -328,12 +351,14 @@ class _Door:
                 result = work(act)
             if self.action in policy.SPENDING and not people.spend_proof(tx, act.principal.session_id, now):
                 raise StepUpRequired
+            # Lock order: the heads of the studies' logs before that of the service's own (`custody.md`).
+            elsewhere = self._enter_elsewhere(act)
             entered = self._enter(act)
             if entered is not None:
                 result = _with_receipt(result, entered[0])
             self._store(act, result)
         ctx.replayed = act.replayed is not None
-        return result, None if entered is None else entered[1]
+        return result, [] if entered is None else [entered[1], *elsewhere]
 
     def _admit(self, tx: Transaction, now: datetime) -> Decision:
         """Load who asks and what about, and ask the policy."""
@@ -360,8 +385,10 @@ class _Door:
     def _refuse_without_trail(self, now: datetime) -> None:
         keeper = self.ctx.deployment.checkpoints
         if self.action not in _OPEN_DESPITE_SUSPICION:
-            if _suspicion(self.ctx.deployment, self.head) is not None:
-                raise RollbackSuspected
+            suspicion = _suspicion(self.ctx.deployment, self.head) or _suspicion(self.ctx.deployment, None)
+            if suspicion is not None:
+                # An older state of the service's own log brings back revoked grants, so it concerns every study.
+                raise TrailForked if suspicion.kind == ALTERED else RollbackSuspected
             if self.ctx.method != "GET" and keeper.has_failed_too_long(now):
                 raise AuditUnavailable
 
@@ -372,6 +399,18 @@ class _Door:
             return None
         scope = hashlib.sha256(encode("key", act.principal.name, ctx.method, ctx.path, ctx.idempotency_key)).digest()
         return act.claim(scope, ctx.fingerprint, self.answer_type)
+
+    def _enter_elsewhere(self, act: Act) -> list[LogState]:
+        return [
+            _append(
+                act.tx,
+                self.ctx,
+                study,
+                _Note(self.action, act.outcome, act.caller, act.decision.role, after=after),
+                act.now,
+            )[1]
+            for study, after in sorted(act.entries_elsewhere, key=lambda one: one[0].study_id)
+        ]
 
     def _enter(self, act: Act) -> tuple[Receipt, LogState] | None:
         if not act.is_entered or self.action in _NOT_ENTERED:
@@ -396,41 +435,64 @@ class _Door:
                 act.tx,
                 study_id,
                 scope,
-                _seal_answer(self.ctx.deployment, study_id, scope, fingerprint, result),
+                _seal_answer(act, study_id, scope, fingerprint, result),
             )
 
     def enter_refusal(self, error: SnoseError, on_refusal: OnRefusal | None) -> None:
         """Enter a refusal in a transaction of its own: raising would have rolled it back with the rest (AUD-13)."""
-        ctx = self.ctx
-        if isinstance(error, NotAuthenticated) and self.caller is None and on_refusal is None:
+        ctx, act = self.ctx, self.act
+        caller = act.caller if act is not None else self.caller
+        if caller is None and on_refusal is None:
+            # Whatever an unknown caller was refused for: counted, so that nobody can flood the trail (rule E1).
             ctx.deployment.noise.count(ctx.network)
             return
-        act = self.act
         note = _Note(
             self.action,
             _outcome_of(error),
-            self.caller,
+            caller,
             self._role_in_refusal(),
             act.target if act is not None else self.target,
             after={"code": error.code, **({"fields": error.field} if isinstance(error, Invalid) else {})},
             subject_key=act.subject_key if act is not None else None,
             site_code=act.site_code if act is not None else None,
-            actor=None if self.caller is not None else "unknown",
+            actor=None if caller is not None else "unknown",
         )
-        try:
-            for attempt in range(_ATTEMPTS):
-                try:
-                    with ctx.deployment.database.transaction() as tx:
-                        if on_refusal is not None:
-                            on_refusal(tx, error)
-                        _append(tx, ctx, self.head, note, ctx.now())
-                except (TryAgain, AlreadyThere):
-                    self._pause(attempt)
-                else:
-                    return
-        except (DatabaseUnavailable, CommitUncertain, IntegrityBroken):
-            # The refusal stands all the same; what cannot be entered is in the service's own output (`app.api.logs`).
-            return
+
+        def refuse(tx: Transaction) -> None:
+            if on_refusal is not None:
+                on_refusal(tx, error)
+
+        self._enter_apart(note, self.head, refuse)
+
+    def _enter_apart(self, note: _Note, head: StudyHead | None, beside: Callable[[Transaction], None]) -> None:
+        """Enter something in a transaction of its own; what cannot be entered is told in the service's own output.
+
+        The refusal stands all the same: nothing was done, and nothing is given out.
+        """
+        ctx = self.ctx
+        failure: Exception | None = None
+        for attempt in range(_ATTEMPTS):
+            try:
+                with ctx.deployment.database.transaction() as tx:
+                    beside(tx)
+                    state = _append(tx, ctx, head, note, ctx.now())[1]
+            except (TryAgain, AlreadyThere, TrailForked) as error:
+                # The end of a log that was found broken just now is followed by a new segment at the next try.
+                failure = error
+                self._pause(attempt)
+            except (DatabaseUnavailable, CommitUncertain, IntegrityBroken) as error:
+                failure = error
+                break
+            else:
+                ctx.deployment.checkpoints.saw(state)
+                return
+        _log.error(
+            "not entered",
+            action=note.action,
+            outcome=note.outcome,
+            request_id=ctx.request_id,
+            kind=type(failure).__name__,
+        )
 
     def _role_in_refusal(self) -> str | None:
         if self.act is not None:
@@ -444,7 +506,8 @@ class _Door:
         """Write the checkpoint; when the sink fails, enter that the answer was withheld and raise ``AuditUnavailable``."""
         ctx = self.ctx
         try:
-            ctx.deployment.checkpoints.publish(state, ctx.now())
+            for one in (*self.elsewhere, state):
+                ctx.deployment.checkpoints.publish(one, ctx.now())
         except AuditUnavailable:
             if on_withheld is not None:
                 self._enter_withheld(result, on_withheld)
@@ -462,19 +525,14 @@ class _Door:
             subject_key=act.subject_key,
             site_code=act.site_code,
         )
-        try:
-            with self.ctx.deployment.database.transaction() as tx:
-                on_withheld(tx, result)
-                _append(tx, self.ctx, act.head, note, self.ctx.now())
-        except (TryAgain, AlreadyThere, DatabaseUnavailable, CommitUncertain):
-            return
+        self._enter_apart(note, act.head, lambda tx: on_withheld(tx, result))
 
 
 def _outcome_of(error: SnoseError) -> str:
-    if isinstance(error, NotAuthenticated | StepUpRequired | Forbidden):
+    if isinstance(error, NotAuthenticated | StepUpRequired | Forbidden | Missing):
         return "denied"
-    if isinstance(error, Missing):
-        return "denied"
+    if isinstance(error, OutcomeUnknown):
+        return "unknown"
     return "integrity" if isinstance(error, IntegrityBroken) else "refused"
 
 
@@ -486,55 +544,38 @@ def _with_receipt(result: T, receipt: Receipt) -> T:
 
 def _suspicion(deployment: Deployment, head: StudyHead | None) -> Suspicion | None:
     """Return why a log must not simply go on, whichever of its segments the suspicion names."""
-    suspicions = deployment.checkpoints.suspicions
-    if not suspicions:
-        return None
-    name = deployment.origin(head.study_code if head is not None else None)
-    return next((found for origin, found in suspicions.items() if origin.split("~")[0] == name), None)
-
-
-def _mac(deployment: Deployment, origin: str, frontier: Frontier, last_at: datetime) -> bytes:
-    return deployment.ring.mac("log-head", encode(origin, frontier.to_bytes(), last_at.isoformat()))
+    return deployment.checkpoints.suspicion_of(deployment.origin(head.study_code if head is not None else None))
 
 
 def _locked_head(
     tx: Transaction, deployment: Deployment, study: StudyHead | None, now: datetime, action: str
 ) -> LogHead:
     """Return the end of the log to append to: the known one, or a new segment when that one cannot be trusted."""
+    keeper = deployment.checkpoints
     study_id = study.study_id if study is not None else SERVICE_LOG
     name = deployment.origin(study.study_code if study is not None else None)
     head = trail_writer.lock_head(tx, study_id)
     if head is None:
-        return _opened(tx, deployment, study_id, 1, name, now)
-    trusted = True
-    try:
-        deployment.ring.check_mac(
-            "log-head", encode(head.origin, head.frontier.to_bytes(), head.last_at.isoformat()), head.mac
-        )
-    except IntegrityBroken:
-        trusted = False
-    suspicion = _suspicion(deployment, study)
-    if trusted and (suspicion is None or _is_beyond(head, suspicion)):
-        return head
-    if not trusted and action not in _OPEN_DESPITE_SUSPICION:
-        raise TrailForked
-    return _opened(tx, deployment, study_id, head.segment + 1, f"{name}~{head.segment + 1}", now)
+        # A log that is new here and known to the sink was rolled back to nothing: its old names are taken.
+        return _opened(tx, deployment, study_id, keeper.highest_segment(name) + 1, name, now)
+    suspicion = keeper.suspicion_of(name)
+    if suspicion is None or head.segment > segment_number(suspicion.origin):
+        try:
+            keeper.check_continues(head.origin, head.frontier, head.last_at, head.mac)
+        except TrailForked:
+            if action not in _OPEN_DESPITE_SUSPICION:
+                raise
+            suspicion = keeper.suspicion_of(name)
+        else:
+            return head
+    lost = segment_number(suspicion.origin) if suspicion is not None else 0
+    return _opened(tx, deployment, study_id, max(head.segment, lost) + 1, name, now)
 
 
-def _is_beyond(head: LogHead, suspicion: Suspicion) -> bool:
-    """Whether the growing segment is one that was opened because of the suspicion."""
-    return _segment_number(head.origin) > _segment_number(suspicion.origin)
-
-
-def _segment_number(origin: str) -> int:
-    return int(origin.split("~")[1]) if "~" in origin else 1
-
-
-def _opened(
-    tx: Transaction, deployment: Deployment, study_id: UUID, segment: int, origin: str, now: datetime
-) -> LogHead:
+def _opened(tx: Transaction, deployment: Deployment, study_id: UUID, segment: int, name: str, now: datetime) -> LogHead:
+    origin = name if segment == 1 else f"{name}~{segment}"
     frontier = Frontier()
-    head = LogHead(study_id, segment, origin, frontier, now, _mac(deployment, origin, frontier, now))
+    head = LogHead(study_id, segment, origin, frontier, now, head_mac(deployment.ring, origin, frontier, now))
     trail_writer.open_log(tx, head)
     return head
 
@@ -558,6 +599,7 @@ def _append(
         part = canonical_json(note.restricted)
         restricted_name = restricted_hash(salt, part).hex()
         context = SealContext(Column.RESTRICTED, study_code, (head.segment, index))
+        _refuse_too_long(salt + part, context.column, "The text is too long to be kept with its entry.")
         sealed = (deployment.ring.seal(context, salt + part), deployment.ring.newest_version(study_code))
     caller = note.caller
     actor = note.actor or (caller.name if caller is not None else "snose")
@@ -582,7 +624,8 @@ def _append(
     )
     leaf = leaf_hash(body)
     frontier, nodes = head.frontier.append(leaf)
-    moved = LogHead(head.study_id, head.segment, head.origin, frontier, at, _mac(deployment, head.origin, frontier, at))
+    mac = head_mac(deployment.ring, head.origin, frontier, at)
+    moved = LogHead(head.study_id, head.segment, head.origin, frontier, at, mac)
     entry = NewEntry(index, at, note.action, actor, note.subject_key, note.site_code, body, leaf)
     trail_writer.append(tx, moved, entry, nodes, sealed)
     return Receipt(index, leaf.hex()), LogState(head.origin, frontier)
@@ -592,16 +635,30 @@ def _answer_context(column: Column, study_id: UUID, scope: bytes) -> SealContext
     return SealContext(column, None, (str(study_id), scope.hex()))
 
 
-def _seal_answer(
-    deployment: Deployment, study_id: UUID, scope: bytes, fingerprint: bytes, result: object
-) -> StoredAnswer:
-    """Seal an answer with the fingerprint of its request inside; small ones apart from large ones, one length each (rule B3)."""
-    plaintext = msgspec.json.encode({"fingerprint": fingerprint.hex(), "answer": result})
+def _seal_answer(act: Act, study_id: UUID, scope: bytes, fingerprint: bytes, result: object) -> StoredAnswer:
+    """Seal an answer with the fingerprint of its request inside; small ones apart from large ones, one length each (rule B3).
+
+    Beside it lies what a replay must know: the site to ask about, and what the entry tells of it.
+    """
+    plaintext = msgspec.json.encode(
+        {
+            "fingerprint": fingerprint.hex(),
+            "answer": result,
+            "site_code": act.site_code,
+            "subject_key": act.subject_key,
+            "target": act.target,
+        }
+    )
+    ring = act.deployment.ring
     if len(plaintext) <= Column.ANSWER_SMALL.capacity:
-        return StoredAnswer(
-            deployment.ring.seal(_answer_context(Column.ANSWER_SMALL, study_id, scope), plaintext), None
-        )
-    return StoredAnswer(None, deployment.ring.seal(_answer_context(Column.ANSWER_LARGE, study_id, scope), plaintext))
+        return StoredAnswer(ring.seal(_answer_context(Column.ANSWER_SMALL, study_id, scope), plaintext), None)
+    _refuse_too_long(plaintext, Column.ANSWER_LARGE, "The answer is too large to be kept for a repeated request.")
+    return StoredAnswer(None, ring.seal(_answer_context(Column.ANSWER_LARGE, study_id, scope), plaintext))
+
+
+def _refuse_too_long(plaintext: bytes, column: Column, message: str) -> None:
+    if len(plaintext) > column.capacity:
+        raise Invalid(message)
 
 
 def _open_answer(deployment: Deployment, study_id: UUID, scope: bytes, stored: StoredAnswer) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """Checkpoints of the logs: signed, written to the file sink, and compared with the database (`custody.md`, "The trail")."""
 
 import base64
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -8,17 +9,25 @@ from threading import Lock
 from typing import Final
 
 from app.domain.encoding import encode
-from app.domain.merkle import Frontier
+from app.domain.merkle import Frontier, check_inclusion, inclusion_nodes, inclusion_proof, leaf_hash
 from app.domain.notes import Checkpoint
 from app.errors import AuditUnavailable, IntegrityBroken, TrailForked
 from app.sealing.ring import KeyRing
 from app.sealing.signing import SigningKeys, verify_note
 from app.storage import trail
-from app.storage.database import Database
+from app.storage.database import Database, Transaction
 from app.storage.sink import FileSink, SunkCheckpoint
+from app.storage.trail import Head
 
 INTERVAL: Final = timedelta(seconds=60)
 """How often every grown log gets a checkpoint, and how long acts go on while none can be written."""
+
+SMALLER: Final = "smaller"
+"""The log is shorter than somebody outside the database saw it: an older state was put back."""
+FORKED: Final = "forked"
+"""The log has another history than somebody outside the database saw."""
+ALTERED: Final = "altered"
+"""The end of the log does not carry the service's own seal: somebody else wrote it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +45,17 @@ class Suspicion:
     origin: str
     held_size: int
     kind: str
-    """``smaller`` or ``forked``."""
+    """``smaller``, ``forked`` or ``altered``."""
+
+
+def log_name(origin: str) -> str:
+    """Return the name that all segments of a log share."""
+    return origin.partition("~")[0]
+
+
+def segment_number(origin: str) -> int:
+    """Return which segment of its log an origin names: 1, and then what stands behind the tilde."""
+    return int(origin.partition("~")[2] or 1)
 
 
 def head_mac(ring: KeyRing, origin: str, frontier: Frontier, last_at: datetime) -> bytes:
@@ -59,29 +78,49 @@ def _sealed_head(origin: str, frontier: Frontier, last_at: datetime) -> bytes:
 class CheckpointKeeper:
     """Signs and keeps checkpoints, and knows whether the trail can be made durable now."""
 
-    def __init__(self, signing: SigningKeys, sink: FileSink) -> None:
+    def __init__(self, signing: SigningKeys, sink: FileSink, ring: KeyRing) -> None:
         """Begin with the belief that the sink can be written; the first checkpoint will tell."""
         self._signing = signing
         self._sink = sink
+        self._ring = ring
         self._lock = Lock()
         self._failing_since: datetime | None = None
+        self._seen: dict[str, LogState] = {}
         self.suspicions: Mapping[str, Suspicion] = {}
-        """By origin: the logs that are older than, or other than, what the sink holds, until a recovery statement."""
+        """By origin: the logs that are older than, or other than, what is known of them, until a recovery statement."""
 
     def header(self, state: LogState) -> str:
         """Return ``<size> <root> <signature>`` for a client to keep."""
         root = base64.b64encode(state.frontier.root()).decode()
-        note = self._note(state)
+        note = self.note(state)
         return f"{state.frontier.size} {root} {note.rstrip().rsplit(' ', 1)[1]}"
 
     def note(self, state: LogState) -> str:
         """Return the signed checkpoint of a committed state."""
-        return self._note(state)
+        return self.sign(Checkpoint(state.origin, state.frontier.size, state.frontier.root()))
 
-    def held(self, origin: str) -> str | None:
-        """Return the newest checkpoint of a log that the sink holds and this deployment signed; None without one."""
-        found = self._sink.highest().get(origin)
-        return found.note if found is not None and self._is_ours(found) else None
+    def sign(self, checkpoint: Checkpoint) -> str:
+        """Return the signed note of a checkpoint. Danger: two signed histories of one log are a fork for ever."""
+        return self._signing.sign_note(checkpoint.text())
+
+    def held(self) -> dict[str, SunkCheckpoint]:
+        """Return, by origin, the highest checkpoint that the sink holds and this deployment signed.
+
+        What somebody else wrote there proves nothing, and hides nothing either.
+        """
+        highest = self._sink.highest()
+        held = {origin: one for origin, one in highest.items() if self._is_ours(one)}
+        foreign = highest.keys() - held.keys()
+        if foreign:
+            for one in self._sink.checkpoints():
+                known = held.get(one.origin)
+                if one.origin in foreign and (known is None or known.size < one.size) and self._is_ours(one):
+                    held[one.origin] = one
+        return held
+
+    def highest_segment(self, name: str) -> int:
+        """Return the number of the last segment of a log that the sink knows; 0 when it knows none."""
+        return max((segment_number(origin) for origin in self.held() if log_name(origin) == name), default=0)
 
     def publish(self, state: LogState, at: datetime) -> None:
         """Return once the checkpoint of a committed state is in the sink; raise ``AuditUnavailable`` when it is not."""
@@ -89,7 +128,7 @@ class CheckpointKeeper:
             state.origin,
             state.frontier.size,
             base64.b64encode(state.frontier.root()).decode(),
-            self._note(state),
+            self.note(state),
             at.isoformat(),
         )
         try:
@@ -111,34 +150,135 @@ class CheckpointKeeper:
         since = self._failing_since
         return since is not None and now - since >= INTERVAL
 
+    def grown(self, database: Database) -> list[LogState]:
+        """Return the logs that have grown since their last checkpoint.
+
+        A log under suspicion is not among them: its checkpoint would become the highest one, and hide what the sink holds
+        against it.
+        """
+        held = self.held()
+        with database.transaction() as tx:
+            heads = trail.list_heads(tx)
+        return [
+            LogState(head.origin, head.frontier)
+            for head in heads
+            if head.origin not in self.suspicions
+            and head.frontier.size
+            and (head.origin not in held or held[head.origin].size < head.frontier.size)
+        ]
+
     def publish_all(self, database: Database, at: datetime) -> None:
         """Write a checkpoint of every log that has grown since its last one; raises ``AuditUnavailable``."""
-        held = self._sink.highest()
-        with database.transaction() as tx:
-            states = [LogState(head.origin, head.frontier) for head in trail.list_heads(tx)]
-        for state in states:
-            known = held.get(state.origin)
-            if state.frontier.size and (known is None or known.size < state.frontier.size):
+        for state in self.grown(database):
+            self.publish(state, at)
+        if self.is_failing:
+            # Nothing has grown, so nothing was tried: the last checkpoint once more tells whether the sink works again.
+            with self._lock:
+                seen = [state for state in self._seen.values() if state.origin not in self.suspicions]
+            for state in seen[:1]:
                 self.publish(state, at)
-        if self._failing_since is not None and states:
-            self.publish(states[0], at)
+
+    # -- what does not continue ----------------------------------------------------------------------------------------
+
+    def saw(self, state: LogState) -> None:
+        """Remember a state that was committed: from now on a shorter log is a rollback, whatever the sink holds yet."""
+        with self._lock:
+            known = self._seen.get(state.origin)
+            if known is None or known.frontier.size < state.frontier.size:
+                self._seen[state.origin] = state
+
+    def check_continues(self, origin: str, frontier: Frontier, last_at: datetime, mac: bytes) -> None:
+        """Return when a log may simply go on from this end; raise ``TrailForked`` and begin to suspect it otherwise.
+
+        The end must carry the service's own seal and be no shorter than this process saw it committed.
+        """
+        seen = self._seen.get(origin)
+        if seen is not None and frontier.size < seen.frontier.size:
+            self._suspect(Suspicion(origin, seen.frontier.size, SMALLER))
+            raise TrailForked
+        try:
+            check_head(self._ring, origin, frontier, last_at, mac)
+        except TrailForked:
+            self._suspect(Suspicion(origin, frontier.size, ALTERED))
+            raise
+
+    def suspicion_of(self, name: str) -> Suspicion | None:
+        """Return why a log must not simply go on; when several of its segments are suspected, the last of them."""
+        found = [suspicion for origin, suspicion in self.suspicions.items() if log_name(origin) == name]
+        return max(found, key=lambda suspicion: segment_number(suspicion.origin), default=None)
 
     def compare(self, database: Database) -> None:
-        """Compare every log with its highest checkpoint in the sink; sets ``suspicions`` (INT-07).
+        """Compare every log with what is known of it outside the database; sets ``suspicions`` (INT-07).
 
-        Smaller than a checkpoint is a rollback; of another root at that size, a fork; without the log, both. What a signed
-        recovery statement has named is no suspicion any more.
+        Smaller than a checkpoint is a rollback; of another root at that size, a fork; without the service's own seal at its
+        end, written by somebody else. What a recovery statement has named is no suspicion any more.
         """
-        found: dict[str, Suspicion] = {}
-        for origin, held in self._sink.highest().items():
-            if not self._is_ours(held):
-                continue
+        known = self._known()
+        with database.transaction() as tx:
+            ends = trail.list_heads(tx)
+        found = {suspicion.origin: suspicion for head in ends if (suspicion := self._altered(head)) is not None}
+        for origin, states in known.items():
+            for size, root in states:
+                with database.transaction() as tx:
+                    stored = trail.find_root(tx, origin, size)
+                if stored != root:
+                    found[origin] = Suspicion(origin, size, SMALLER if stored is None else FORKED)
+        if found:
             with database.transaction() as tx:
-                root = trail.find_root(tx, origin, held.size)
-                recovered = trail.has_recovery_statement(tx, origin, held.size)
-            if not recovered and (root is None or base64.b64encode(root).decode() != held.root):
-                found[origin] = Suspicion(origin, held.size, "smaller" if root is None else "forked")
-        self.suspicions = found
+                recovered = self._recovered(tx)
+            found = {
+                origin: suspicion
+                for origin, suspicion in found.items()
+                if suspicion.held_size > recovered.get(origin, -1)
+            }
+        with self._lock:
+            self.suspicions = found
+
+    def _suspect(self, suspicion: Suspicion) -> None:
+        with self._lock:
+            self.suspicions = {**self.suspicions, suspicion.origin: suspicion}
+
+    def _known(self) -> dict[str, list[tuple[int, bytes]]]:
+        """Return, by origin, the sizes and roots that a log must have: of the sink, and of this process' own memory."""
+        known = {origin: [(held.size, base64.b64decode(held.root))] for origin, held in self.held().items()}
+        with self._lock:
+            seen = list(self._seen.values())
+        for state in seen:
+            known.setdefault(state.origin, []).append((state.frontier.size, state.frontier.root()))
+        # The largest last: it is the one that a suspicion names.
+        return {origin: sorted(states) for origin, states in known.items()}
+
+    def _altered(self, head: Head) -> Suspicion | None:
+        try:
+            check_head(self._ring, head.origin, head.frontier, head.last_at, head.mac)
+        except TrailForked:
+            return Suspicion(head.origin, head.frontier.size, ALTERED)
+        return None
+
+    def _recovered(self, tx: Transaction) -> dict[str, int]:
+        """Return, by origin, the largest size that recovery statements in the service's own log name.
+
+        What is known up to that size is given up; somebody who saw more raises the suspicion anew. Each statement is proved to
+        the sealed end of its segment: a row that somebody put into the table is none.
+        """
+        named: dict[str, int] = {}
+        heads = {head.segment: head for head in trail.list_service_segments(tx) if self._altered(head) is None}
+        for entry in trail.list_recovery_statements(tx):
+            head = heads.get(entry.segment)
+            if head is None or entry.log_index >= head.frontier.size:
+                continue
+            places = inclusion_nodes(entry.log_index, head.frontier.size)
+            nodes = trail.find_nodes(tx, head.study_id, head.segment, places)
+            try:
+                proof = inclusion_proof(entry.log_index, head.frontier.size, nodes)
+                check_inclusion(entry.log_index, head.frontier.size, leaf_hash(entry.body), proof, head.frontier.root())
+            except IntegrityBroken:
+                continue
+            body = json.loads(entry.body)
+            if body["outcome"] == "done":
+                for log in body["after"]["logs"]:
+                    named[log["origin"]] = max(log["size"], named.get(log["origin"], -1))
+        return named
 
     def _is_ours(self, held: SunkCheckpoint) -> bool:
         """Whether a line of the sink is what this deployment signed: another's proves nothing about this one."""
@@ -147,6 +287,3 @@ class CheckpointKeeper:
         except IntegrityBroken:
             return False
         return text == f"{held.origin}\n{held.size}\n{held.root}\n"
-
-    def _note(self, state: LogState) -> str:
-        return self._signing.sign_note(Checkpoint(state.origin, state.frontier.size, state.frontier.root()).text())

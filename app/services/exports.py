@@ -10,7 +10,7 @@ from typing import Final
 from uuid import UUID
 
 from app.domain.encoding import canonical_json
-from app.domain.notes import parse_checkpoint, split_note
+from app.domain.notes import Checkpoint, parse_checkpoint, split_note
 from app.services.checkpoints import LogState, check_head
 from app.services.context import Deployment
 from app.storage import keys, trail
@@ -24,24 +24,30 @@ PAGE: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class ExportPart:
-    """One segment of a log at the size that its checkpoint covers."""
+    """One segment of a log: its header, and how many of its entries follow."""
 
     study_id: UUID
     segment: int
     size: int
-    """How many entries stand in the database: more or fewer than the checkpoint says only after tampering."""
     header: bytes
 
 
-def export_parts(deployment: Deployment, tx: Transaction, study: StudyHead) -> list[ExportPart]:
-    """Return the segments of the study's log, pinned at the size committed now.
+def export_parts(
+    deployment: Deployment, tx: Transaction, study: StudyHead, size: int | None = None
+) -> list[ExportPart]:
+    """Return the segments of the study's log; ``size`` pins the newest one, which else is taken as it is committed now.
 
-    Danger: the headers may leave only after a clean COMMIT of the transaction (`custody.md`, "The trail"). Raises
-    ``TrailForked`` when the end of the log does not carry the service's own seal and no checkpoint of it is held elsewhere.
+    Danger: a header may leave only after a clean COMMIT of an entry behind everything that it covers (`custody.md`, "The
+    trail"). Raises ``TrailForked`` when the end of the log does not carry the service's own seal and no checkpoint of it is
+    held elsewhere, ``ProofInvalid`` when hashes are missing.
     """
     handovers = [key.handover for key in keys.list_signing_keys(tx) if key.handover is not None]
-    segments = trail.list_segments(tx, study.study_id)
-    return [_part(deployment, head, handovers, is_newest=head.segment == segments[-1].segment) for head in segments]
+    *given_up, newest = trail.list_segments(tx, study.study_id)
+    parts = [_given_up(deployment, head, handovers) for head in given_up]
+    check_head(deployment.ring, newest.origin, newest.frontier, newest.last_at, newest.mac)
+    pinned = newest.frontier.size if size is None else size
+    note = deployment.checkpoints.sign(Checkpoint(newest.origin, pinned, trail.get_root(tx, newest, pinned)))
+    return [*parts, _part(deployment, newest, pinned, note, handovers)]
 
 
 def export_page(tx: Transaction, part: ExportPart, begin: int) -> list[bytes]:
@@ -52,19 +58,28 @@ def export_page(tx: Transaction, part: ExportPart, begin: int) -> list[bytes]:
     ]
 
 
-def export_lines(deployment: Deployment, tx: Transaction, study: StudyHead) -> Iterator[bytes]:
-    """Give every line of the study's log at the size committed now, within one transaction.
-
-    Danger and errors are those of ``export_parts``.
-    """
-    for part in export_parts(deployment, tx, study):
+def export_lines(deployment: Deployment, tx: Transaction, study: StudyHead, size: int | None = None) -> Iterator[bytes]:
+    """Give every line of the study's log, all read in one transaction; size, danger and errors as with ``export_parts``."""
+    for part in export_parts(deployment, tx, study, size):
         yield part.header
         for begin in range(0, part.size, PAGE):
             yield from export_page(tx, part, begin)
 
 
-def _part(deployment: Deployment, head: Head, handovers: list[str], *, is_newest: bool) -> ExportPart:
-    note = _checkpoint(deployment, head, is_newest=is_newest)
+def _given_up(deployment: Deployment, head: Head, handovers: list[str]) -> ExportPart:
+    """Return a segment that was given up after a suspicion, as it was last vouched for outside the database.
+
+    A fresh signature over what stands there now would make a whole out of what is not: the verifier is to see the difference.
+    """
+    held = deployment.checkpoints.held().get(head.origin)
+    if held is not None:
+        return _part(deployment, head, head.frontier.size, held.note, handovers)
+    check_head(deployment.ring, head.origin, head.frontier, head.last_at, head.mac)
+    note = deployment.checkpoints.note(LogState(head.origin, head.frontier))
+    return _part(deployment, head, head.frontier.size, note, handovers)
+
+
+def _part(deployment: Deployment, head: Head, size: int, note: str, handovers: list[str]) -> ExportPart:
     header = {
         "snose_trail_export": 1,
         "origin": head.origin,
@@ -73,15 +88,4 @@ def _part(deployment: Deployment, head: Head, handovers: list[str], *, is_newest
         "keys": deployment.signing.vkeys(),
         "handovers": handovers,
     }
-    return ExportPart(head.study_id, head.segment, head.frontier.size, canonical_json(header) + b"\n")
-
-
-def _checkpoint(deployment: Deployment, head: Head, *, is_newest: bool) -> str:
-    """Return the note that an export of this segment is held against."""
-    # A segment that was given up after a suspected rollback or fork is shown as it was last vouched for outside the database:
-    # a fresh signature over what stands there now would make a whole out of what is not.
-    held = None if is_newest else deployment.checkpoints.held(head.origin)
-    if held is not None:
-        return held
-    check_head(deployment.ring, head.origin, head.frontier, head.last_at, head.mac)
-    return deployment.checkpoints.note(LogState(head.origin, head.frontier))
+    return ExportPart(head.study_id, head.segment, size, canonical_json(header) + b"\n")

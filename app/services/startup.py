@@ -98,7 +98,7 @@ def unseal(around: Surroundings, mode: Mode) -> Deployment:
     signing = SigningKeys(ring, key_name(record))
     for key in signing_keys:
         signing.add_signing_key(key.version, key.wrapped)
-    checkpoints = CheckpointKeeper(signing, around.sink)
+    checkpoints = CheckpointKeeper(signing, around.sink, ring)
     checkpoints.compare(around.database)
     return Deployment(
         deployment_id=record.deployment_id,

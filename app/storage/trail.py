@@ -12,8 +12,12 @@ from sqlalchemy import Row, and_, or_, select, tuple_
 from app.domain.merkle import Frontier, Place, root_from_nodes, root_nodes
 from app.domain.sealed import Sealed
 from app.domain.words import Action, SiteCode, SubjectKey
+from app.errors import ProofInvalid
 from app.storage import tables
 from app.storage.database import Transaction
+
+SERVICE_LOG: Final = tables.SERVICE_LOG
+"""Stands where a study's id stands, for the service's own log."""
 
 _l = tables.log.c
 _e = tables.trail_entry.c
@@ -53,12 +57,18 @@ class EntryFilter:
     begin: datetime | None = None
     end: datetime | None = None
     sites: Collection[SiteCode] | None = None
-    """Entries of these sites, or of none; None for all."""
-    without_subjects: bool = False
+    """Entries of these sites, and those that concern neither a site nor a subject; None for all."""
+    actions_left_out: Collection[Action] | None = None
+    """With it, neither entries of these actions nor any about a subject."""
 
 
 def _head(row: Row[Any]) -> Head:
-    return Head(row.study_id, row.segment, row.origin, Frontier.from_bytes(row.frontier), row.last_at, row.mac)
+    try:
+        frontier, mac = Frontier.from_bytes(row.frontier), row.mac
+    except ProofInvalid:
+        # What is no end of a log carries no seal either. Who looks at the seal finds it broken, and code breaks go on.
+        frontier, mac = Frontier(), b""
+    return Head(row.study_id, row.segment, row.origin, frontier, row.last_at, mac)
 
 
 _HEADS: Final = select(_l.study_id, _l.segment, _l.origin, _l.frontier, _l.last_at, _l.mac)
@@ -101,23 +111,30 @@ def find_nodes(tx: Transaction, study_id: UUID, segment: int, places: Collection
 def find_root(tx: Transaction, origin: str, size: int) -> bytes | None:
     """Return the root that a log had at a size, from its stored hashes; None when it is not that long or does not exist."""
     row = tx.execute(_HEADS.where(_l.origin == origin)).one_or_none()
-    if row is None or Frontier.from_bytes(row.frontier).size < size:
+    if row is None:
         return None
-    places = root_nodes(size)
-    found = find_nodes(tx, row.study_id, row.segment, places)
-    return root_from_nodes(size, found) if len(found) == len(places) else None
+    head = _head(row)
+    if head.frontier.size < size:
+        return None
+    try:
+        return get_root(tx, head, size)
+    except ProofInvalid:
+        return None
 
 
-def has_recovery_statement(tx: Transaction, origin: str, size: int) -> bool:
-    """Return whether a recovery statement in the service's own log names this log and checkpoint size."""
-    bodies = tx.execute(
-        select(_e.body).where(_e.study_id == tables.SERVICE_LOG, _e.action == Action.DECLARE_RECOVERY)
-    ).scalars()
-    for body in bodies:
-        after = json.loads(body).get("after") or {}
-        if any(log["origin"] == origin and log["size"] == size for log in after.get("logs", ())):
-            return True
-    return False
+def get_root(tx: Transaction, head: Head, size: int) -> bytes:
+    """Return the root that a segment had at a size, from its stored hashes; raise ``ProofInvalid`` when one is missing."""
+    return root_from_nodes(size, find_nodes(tx, head.study_id, head.segment, root_nodes(size)))
+
+
+def list_service_segments(tx: Transaction) -> list[Head]:
+    """Return the ends of the segments of the service's own log."""
+    return list_segments(tx, tables.SERVICE_LOG)
+
+
+def list_recovery_statements(tx: Transaction) -> list[Entry]:
+    """Return what stands under the action of a recovery statement in the service's own log, in order."""
+    return list_entries_of_action(tx, tables.SERVICE_LOG, Action.DECLARE_RECOVERY)
 
 
 def list_entries(
@@ -145,9 +162,10 @@ def list_entries(
     if wanted.end is not None:
         query = query.where(_e.at < wanted.end)
     if wanted.sites is not None:
-        query = query.where(or_(_e.site_code.is_(None), _e.site_code.in_(list(wanted.sites))))
-    if wanted.without_subjects:
-        query = query.where(_e.subject_key.is_(None))
+        nowhere = and_(_e.site_code.is_(None), _e.subject_key.is_(None))
+        query = query.where(or_(nowhere, _e.site_code.in_(list(wanted.sites))))
+    if wanted.actions_left_out is not None:
+        query = query.where(_e.subject_key.is_(None), _e.action.not_in(list(wanted.actions_left_out)))
     rows = tx.execute(query.order_by(_e.segment, _e.log_index).limit(limit))
     return [Entry(row.segment, row.log_index, row.body, row.leaf_hash) for row in rows]
 

@@ -11,6 +11,7 @@ from sqlalchemy import bindparam, insert, select, update
 from app.domain.merkle import CompletedNode, Frontier
 from app.domain.sealed import Sealed
 from app.domain.words import SiteCode, SubjectKey
+from app.errors import ProofInvalid
 from app.storage import tables
 from app.storage.database import Transaction
 
@@ -69,7 +70,12 @@ def lock_head(tx: Transaction, study_id: UUID) -> LogHead | None:
     row = tx.execute(_LOCK_HEAD, {"study_id": study_id}).one_or_none()
     if row is None:
         return None
-    return LogHead(study_id, row.segment, row.origin, Frontier.from_bytes(row.frontier), row.last_at, row.mac)
+    try:
+        frontier, mac = Frontier.from_bytes(row.frontier), row.mac
+    except ProofInvalid:
+        # What is no end of a log carries no seal either: the door finds it broken, and code breaks go on in a new segment.
+        frontier, mac = Frontier(), b""
+    return LogHead(study_id, row.segment, row.origin, frontier, row.last_at, mac)
 
 
 def open_log(tx: Transaction, head: LogHead) -> None:
