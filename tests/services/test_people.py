@@ -1,10 +1,14 @@
 """Accounts below HTTP: the first administrator, cursors, races with a reset, and a trail that cannot be made durable."""
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
+from httpx2 import Response
+from sqlalchemy import text
 
 from app.domain.words import Action
 from app.errors import AlreadyExists, Invalid
@@ -12,6 +16,7 @@ from app.identity.tokens import token_digest
 from app.services import audited, pages, people
 from app.services.audited import Act
 from app.services.context import RequestContext
+from app.storage import people as people_rows
 from tests import harness
 from tests.harness import House, SeededEntropy, expect
 
@@ -95,6 +100,49 @@ def test_a_reset_during_a_change_of_password_wins(migrated_database_url: str, tm
         credentials = {"username": doctor.username, "password": "a new one that comes too late"}
         expect(house.send("POST", "/v1/sessions", json=credentials), 401)
         expect(house.send("POST", "/v1/sessions", json={**credentials, "password": issued[0]}), 201)
+
+
+def test_of_two_changes_from_one_password_the_first_counts(migrated_database_url: str, tmp_path: Path) -> None:
+    """The slower one verified a password that is no longer the current one (SIG-01)."""
+    entropy = Interrupting()
+    with harness.house(migrated_database_url, tmp_path, entropy=entropy) as house:
+        doctor = house.register("m.rossi")
+        token, factors = doctor.token(), []
+
+        def change(new: str) -> Response:
+            body = {"current": doctor.password, "new": new}
+            return house.send("POST", "/v1/me/password", token=token, json=body)
+
+        entropy.purpose = "password_salt"
+        entropy.happens = lambda: factors.append(expect(change("the faster new password"), 200)["totp_secret"])
+        assert expect(change("the slower new password"), 401)["code"] == "wrong_credentials"
+        doctor.password, doctor.totp_secret = "the faster new password", factors[0]
+        doctor.forget_token()
+        expect(doctor.get("/v1/me", step_up=True), 200)
+
+
+def test_the_last_admin_stays_when_the_other_one_leaves_at_the_same_time(house: House) -> None:
+    """Who removes an administrator holds all of them first, and counts after (USR-07)."""
+    second = house.person("service_admin", None)
+    house.admin.token()
+    database = house.deployment.database
+    with ThreadPoolExecutor(1) as pool:
+        with database.transaction() as tx:
+            people_rows.hold_service_admins(tx)
+            leaving = people_rows.get_account(tx, second.username, is_machine=False)
+            people_rows.record_deactivation(tx, leaving.principal_id)
+            answer = pool.submit(house.admin.post, "/v1/people/admin/deactivation")
+            # On SQLite nothing else begins before this transaction ends; on PostgreSQL the rival must be seen to wait.
+            while database.is_postgresql and not answer.done() and not is_anybody_waiting(house):
+                time.sleep(0.01)
+            waited = not answer.done()
+        expect(answer.result(), 409)
+    assert waited
+
+
+def is_anybody_waiting(house: House) -> bool:
+    with house.deployment.database.transaction() as tx:
+        return bool(tx.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar_one())
 
 
 def test_no_secret_is_given_out_while_its_entry_cannot_be_made_durable(house: House) -> None:
