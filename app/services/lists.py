@@ -23,6 +23,7 @@ from app.domain.schedules import (
     SlotPlan,
     Specification,
     StratumSpec,
+    generate_blocks,
     generate_stratum,
     slots_per_stratum,
 )
@@ -134,16 +135,22 @@ class ListMaker:
             self.act.deployment.new_id(),
         )
         schedule, of_stratum, _ = slot_place(self.schedule_id, stratum_id, 0)
-        # Encoded once for all leaves: fields encoded one after the other are the fields encoded together.
+        # Fields encoded one after the other are the fields encoded together, so what comes again is encoded once.
         head = encode("slot", spec.study_code, spec.mode, spec.list_id, spec.segment_number, stratum.stratum_code)
+        of_arm = {arm.arm_code: encode(arm.arm_code) for arm in spec.arms}
         sealed: list[NewSlot] = []
 
         def leaves() -> Iterator[bytes]:
-            for position, arm_code, block, block_size in generate_stratum(spec, stratum, self.seed):
-                number, salt = next(numbers), next(salts)
-                contents = SlotContents(arm_code, block, block_size, number, salt).to_bytes()
-                sealed.append(NewSlot(stratum_id, position, number, seal((schedule, of_stratum, position), contents)))
-                yield salted_leaf(salt, head + encode(position, arm_code, block, block_size, number))
+            position = 0
+            for block, block_size, arm_codes in generate_blocks(spec, stratum, self.seed):
+                of_block = encode(block, block_size)
+                for arm_code in arm_codes:
+                    number, salt = next(numbers), next(salts)
+                    contents = SlotContents(arm_code, block, block_size, number, salt).to_bytes()
+                    token = seal((schedule, of_stratum, position), contents)
+                    sealed.append(NewSlot(stratum_id, position, number, token))
+                    yield salted_leaf(salt, head + encode(position) + of_arm[arm_code] + of_block + encode(number))
+                    position += 1
 
         tree = _Rooted(tiles(leaves()))
         for tile in tree:
