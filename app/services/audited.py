@@ -18,7 +18,7 @@ import structlog
 
 from app import policy
 from app.domain.encoding import canonical_json, encode
-from app.domain.merkle import Frontier, leaf_hash, restricted_hash
+from app.domain.merkle import CompletedNode, Frontier, leaf_hash, restricted_hash
 from app.domain.people import Principal
 from app.domain.sealed import Column, SealContext, Sealed
 from app.domain.words import Action, SiteCode, StudyCode, SubjectKey
@@ -43,7 +43,7 @@ from app.policy import Decision
 from app.services.checkpoints import ALTERED, LogState, Suspicion, head_mac, segment_number
 from app.services.context import Deployment, RequestContext
 from app.storage import answers, people, studies, trail_writer
-from app.storage.answers import StoredAnswer
+from app.storage.answers import NewAnswer, StoredAnswer
 from app.storage.database import AlreadyThere, CommitUncertain, Transaction, TryAgain
 from app.storage.studies import StudyHead
 from app.storage.tables import SERVICE_LOG
@@ -239,6 +239,21 @@ def uncovered(action: Action) -> bool:
     return action not in policy.covered_actions()
 
 
+def is_public(action: Action) -> bool:
+    """Return whether an action is open to everybody, because one becomes known by it."""
+    return action in policy.PUBLIC
+
+
+def is_own(action: Action) -> bool:
+    """Return whether an action is one with one's own account, open to everybody who is signed in."""
+    return action in policy.OWN
+
+
+def is_elevated(action: Action) -> bool:
+    """Return whether an action asks for a fresh second proof (rule D3)."""
+    return action in policy.ELEVATED
+
+
 def describe(action: Action) -> str:
     """Return the right that an action needs, in words for the API's documentation."""
     if action in policy.PUBLIC:
@@ -265,7 +280,7 @@ def enter_by_service(
             work(tx)
         ctx = RequestContext(deployment, Action.READ_SELF, None, deployment.entropy.draw("request id", 16).hex(), "")
         note = _Note(action, "done", None, None, target, after=after)
-        state = _append(tx, ctx, study, note, deployment.clock())[1]
+        state = _append(tx, ctx, study, note, deployment.clock())
     deployment.checkpoints.saw(state)
     return state
 
@@ -353,12 +368,9 @@ class _Door:
                 raise StepUpRequired
             # Lock order: the heads of the studies' logs before that of the service's own (`custody.md`).
             elsewhere = self._enter_elsewhere(act)
-            entered = self._enter(act)
-            if entered is not None:
-                result = _with_receipt(result, entered[0])
-            self._store(act, result)
+            result, entered = self._enter(act, result)
         ctx.replayed = act.replayed is not None
-        return result, [] if entered is None else [entered[1], *elsewhere]
+        return result, [] if entered is None else [entered, *elsewhere]
 
     def _admit(self, tx: Transaction, now: datetime) -> Decision:
         """Load who asks and what about, and ask the policy."""
@@ -408,13 +420,15 @@ class _Door:
                 study,
                 _Note(self.action, act.outcome, act.caller, act.decision.role, after=after),
                 act.now,
-            )[1]
+            )
             for study, after in sorted(act.entries_elsewhere, key=lambda one: one[0].study_id)
         ]
 
-    def _enter(self, act: Act) -> tuple[Receipt, LogState] | None:
+    def _enter(self, act: Act, result: T) -> tuple[T, LogState | None]:
+        """Enter the act and keep its answer; return the answer with its receipt, and how the log stands then."""
         if not act.is_entered or self.action in _NOT_ENTERED:
-            return None
+            answers.store(act.tx, _sealed_answers(act, result))
+            return result, None
         note = _Note(
             self.action,
             act.outcome,
@@ -427,16 +441,10 @@ class _Door:
             act.subject_key,
             act.site_code,
         )
-        return _append(act.tx, self.ctx, act.head, note, act.now)
-
-    def _store(self, act: Act, result: object) -> None:
-        for study_id, scope, fingerprint in act.claims:
-            answers.store(
-                act.tx,
-                study_id,
-                scope,
-                _seal_answer(act, study_id, scope, fingerprint, result),
-            )
+        composed = _compose(act.tx, self.ctx, act.head, note, act.now)
+        result = _with_receipt(result, composed.receipt)
+        composed.append_to(act.tx, _sealed_answers(act, result))
+        return result, composed.state
 
     def enter_refusal(self, error: SnoseError, on_refusal: OnRefusal | None) -> None:
         """Enter a refusal in a transaction of its own: raising would have rolled it back with the rest (AUD-13)."""
@@ -475,8 +483,8 @@ class _Door:
             try:
                 with ctx.deployment.database.transaction() as tx:
                     beside(tx)
-                    state = _append(tx, ctx, head, note, ctx.now())[1]
-            except (TryAgain, AlreadyThere, TrailForked) as error:
+                    state = _append(tx, ctx, head, note, ctx.now())
+            except (TryAgain, AlreadyThere, TrailForked, RollbackSuspected) as error:
                 # The end of a log that was found broken just now is followed by a new segment at the next try.
                 failure = error
                 self._pause(attempt)
@@ -562,7 +570,7 @@ def _locked_head(
     if suspicion is None or head.segment > segment_number(suspicion.origin):
         try:
             keeper.check_continues(head.origin, head.frontier, head.last_at, head.mac)
-        except TrailForked:
+        except (TrailForked, RollbackSuspected):
             if action not in _OPEN_DESPITE_SUSPICION:
                 raise
             suspicion = keeper.suspicion_of(name)
@@ -580,10 +588,37 @@ def _opened(tx: Transaction, deployment: Deployment, study_id: UUID, segment: in
     return head
 
 
-def _append(
-    tx: Transaction, ctx: RequestContext, study: StudyHead | None, note: _Note, now: datetime
-) -> tuple[Receipt, LogState]:
-    """Append one entry to the study's log, or to the service's own; the head is locked last (`custody.md`)."""
+@dataclass(frozen=True, slots=True)
+class _Composed:
+    """An entry that only needs to be written, behind the locked head of its log."""
+
+    head: LogHead
+    entry: NewEntry
+    nodes: Sequence[CompletedNode]
+    restricted: tuple[Sealed, int] | None
+
+    @property
+    def receipt(self) -> Receipt:
+        return Receipt(self.entry.log_index, self.entry.leaf_hash.hex())
+
+    @property
+    def state(self) -> LogState:
+        return LogState(self.head.origin, self.head.frontier)
+
+    def append_to(self, tx: Transaction, kept: Sequence[NewAnswer] = ()) -> None:
+        """Write the entry, and with it what was answered."""
+        trail_writer.append(tx, self.head, self.entry, self.nodes, self.restricted, kept)
+
+
+def _append(tx: Transaction, ctx: RequestContext, study: StudyHead | None, note: _Note, now: datetime) -> LogState:
+    """Append one entry to the study's log, or to the service's own, and return how the log stands then."""
+    composed = _compose(tx, ctx, study, note, now)
+    composed.append_to(tx)
+    return composed.state
+
+
+def _compose(tx: Transaction, ctx: RequestContext, study: StudyHead | None, note: _Note, now: datetime) -> _Composed:
+    """Lock the head of the log, which is locked last (`custody.md`), and return the entry that continues it."""
     deployment = ctx.deployment
     head = _locked_head(tx, deployment, study, now, note.action)
     at = max(now, head.last_at)
@@ -627,12 +662,19 @@ def _append(
     mac = head_mac(deployment.ring, head.origin, frontier, at)
     moved = LogHead(head.study_id, head.segment, head.origin, frontier, at, mac)
     entry = NewEntry(index, at, note.action, actor, note.subject_key, note.site_code, body, leaf)
-    trail_writer.append(tx, moved, entry, nodes, sealed)
-    return Receipt(index, leaf.hex()), LogState(head.origin, frontier)
+    return _Composed(moved, entry, nodes, sealed)
 
 
 def _answer_context(column: Column, study_id: UUID, scope: bytes) -> SealContext:
     return SealContext(column, None, (str(study_id), scope.hex()))
+
+
+def _sealed_answers(act: Act, result: object) -> list[NewAnswer]:
+    """Return the answer sealed for every key that the act has claimed."""
+    return [
+        NewAnswer(study_id, scope, _seal_answer(act, study_id, scope, fingerprint, result))
+        for study_id, scope, fingerprint in act.claims
+    ]
 
 
 def _seal_answer(act: Act, study_id: UUID, scope: bytes, fingerprint: bytes, result: object) -> StoredAnswer:

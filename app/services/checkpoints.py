@@ -11,7 +11,7 @@ from typing import Final
 from app.domain.encoding import encode
 from app.domain.merkle import Frontier, check_inclusion, inclusion_nodes, inclusion_proof, leaf_hash
 from app.domain.notes import Checkpoint
-from app.errors import AuditUnavailable, IntegrityBroken, TrailForked
+from app.errors import AuditUnavailable, IntegrityBroken, RollbackSuspected, TrailForked
 from app.sealing.ring import KeyRing
 from app.sealing.signing import SigningKeys, verify_note
 from app.storage import trail
@@ -188,19 +188,21 @@ class CheckpointKeeper:
                 self._seen[state.origin] = state
 
     def check_continues(self, origin: str, frontier: Frontier, last_at: datetime, mac: bytes) -> None:
-        """Return when a log may simply go on from this end; raise ``TrailForked`` and begin to suspect it otherwise.
+        """Return when a log may simply go on from this end, or begin to suspect it.
 
-        The end must carry the service's own seal and be no shorter than this process saw it committed.
+        Raises ``RollbackSuspected`` when it is shorter than this process saw it committed, ``TrailForked`` when it does not
+        carry the service's own seal.
         """
         seen = self._seen.get(origin)
-        if seen is not None and frontier.size < seen.frontier.size:
-            self._suspect(Suspicion(origin, seen.frontier.size, SMALLER))
-            raise TrailForked
+        known = seen.frontier.size if seen is not None else 0
         try:
             check_head(self._ring, origin, frontier, last_at, mac)
         except TrailForked:
-            self._suspect(Suspicion(origin, frontier.size, ALTERED))
+            self._suspect(Suspicion(origin, max(known, frontier.size), ALTERED))
             raise
+        if frontier.size < known:
+            self._suspect(Suspicion(origin, known, SMALLER))
+            raise RollbackSuspected
 
     def suspicion_of(self, name: str) -> Suspicion | None:
         """Return why a log must not simply go on; when several of its segments are suspected, the last of them."""
@@ -222,7 +224,14 @@ class CheckpointKeeper:
                 with database.transaction() as tx:
                     stored = trail.find_root(tx, origin, size)
                 if stored != root:
-                    found[origin] = Suspicion(origin, size, SMALLER if stored is None else FORKED)
+                    earlier = found.get(origin)
+                    kind = SMALLER if stored is None else FORKED
+                    # An end that is not ours explains whatever else is wrong; a statement names the largest size known.
+                    found[origin] = (
+                        Suspicion(origin, size, kind)
+                        if earlier is None
+                        else Suspicion(origin, max(size, earlier.held_size), earlier.kind)
+                    )
         if found:
             with database.transaction() as tx:
                 recovered = self._recovered(tx)
