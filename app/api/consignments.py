@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from app.api.doors import Context, Door
 from app.api.schemas import Answer, Body, Code, CodePath, IdPath, KitCodeField, SiteCodeField, StudyPath, Text
-from app.domain.kits import IMPORT_HEADER, LARGEST_CONSIGNMENT, ImportLine, parse_day
+from app.domain.kits import IMPORT_HEADER, LARGEST_CONSIGNMENT, ImportLine, is_lot, parse_day
 from app.domain.words import Action, ArmCode, ConsignmentCode, KitCode, SiteCode, StudyCode
 from app.services import consignments
 from app.services.consignments import Batch
