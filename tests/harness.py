@@ -32,7 +32,6 @@
 
 import hashlib
 import json as jsonlib
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -355,9 +354,22 @@ class House:
 
     # -- what the trail says
 
-    def trail(self, study: str | None = None) -> list[dict[str, Any]]:
-        """Return the public bodies of a study's log, or of the service's own, in order."""
-        return [jsonlib.loads(body) for body in self.bodies() if _log_of(body) == (study or "service")]
+    def trail(self, study: str | None = None, last: int | None = None) -> list[dict[str, Any]]:
+        """Return the public bodies of a study's log, or of the service's own, in order; all of them, or the last few."""
+        entry, of = tables.trail_entry.c, tables.study.c
+        with self.deployment.database.transaction() as tx:
+            study_id = (
+                tables.SERVICE_LOG
+                if study is None
+                else tx.execute(select(of.study_id).where(of.study_code == study)).scalar_one()
+            )
+            rows = tx.execute(
+                select(entry.body)
+                .where(entry.study_id == study_id)
+                .order_by(entry.segment.desc(), entry.log_index.desc())
+                .limit(last)
+            ).all()
+        return [jsonlib.loads(row.body) for row in reversed(rows)]
 
     def bodies(self) -> list[bytes]:
         """Return the bytes of every entry of every log."""
@@ -365,10 +377,6 @@ class House:
         with self.deployment.database.transaction() as tx:
             rows = tx.execute(select(entry.body).order_by(entry.study_id, entry.segment, entry.log_index))
             return [bytes(row.body) for row in rows]
-
-
-def _log_of(body: bytes) -> str:
-    return re.split("[/~]", str(jsonlib.loads(body)["log"]))[2]
 
 
 def house(url: str, tmp_path: Path, **overrides: Json) -> House:
