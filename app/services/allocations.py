@@ -31,7 +31,6 @@ from app.errors import (
     Invalid,
     InvalidStrata,
     KeyReused,
-    ListUnavailable,
     Missing,
     NotConfirmed,
     SiteInactive,
@@ -132,14 +131,9 @@ def allocate(ctx: RequestContext, study: StudyCode, wanted: AllocationRequest) -
             raise StudyNotOpen
         if not standing.site_is_active:
             raise SiteInactive
-        stratum_id, ordinal = schedules.claim_ordinal(act.tx, act.study.study_id, code)
-        slot = schedules.find_slot(act.tx, act.study.study_id, stratum_id, ordinal)
-        if slot is None:
-            raise ListUnavailable
+        ordinal, slot = schedules.claim_slot(act.tx, act.study.study_id, code)
         # The stock is looked at for every arm before the slot is opened: its answer cannot depend on the arm (rule B6).
-        offered = draw.offer(
-            act, wanted.site_code, standing.site_timezone, [arm.arm_code for arm in definition.arms]
-        )
+        offered = draw.offer(act, wanted.site_code, standing.site_timezone, [arm.arm_code for arm in definition.arms])
         contents = open_slot(act, slot)
         kit = offered[contents.arm_code]
         treatment = next(arm.treatment for arm in definition.arms if arm.arm_code == contents.arm_code)
@@ -164,7 +158,7 @@ def allocate(ctx: RequestContext, study: StudyCode, wanted: AllocationRequest) -
                 key,
                 spelling,
                 wanted.site_code,
-                stratum_id,
+                slot.stratum_id,
                 ordinal,
                 slot.schedule_id,
                 slot.position,
@@ -176,8 +170,8 @@ def allocate(ctx: RequestContext, study: StudyCode, wanted: AllocationRequest) -
                 sealed,
                 key_version,
             ),
+            _first_kit(act, key, kit, binding),
         )
-        _assign_first_kit(act, key, kit, binding)
         act.note(
             after={
                 "randomization_number": slot.randomization_number,
@@ -261,27 +255,21 @@ def _claim(act: Act, key: SubjectKey, wanted: AllocationRequest) -> Allocated | 
         ) from None
 
 
-def _assign_first_kit(act: Act, key: SubjectKey, kit: OpenedKit, binding: Binding) -> None:
+def _first_kit(act: Act, key: SubjectKey, kit: OpenedKit, binding: Binding) -> KitAssignment:
     assignment_id = act.deployment.new_id()
-    sealed, key_version = seal_binding(
-        act, KitAssignmentPlace(assignment_id, key, kit.kit_id, kit.kit_code), binding
-    )
-    kits.record_assignment(
-        act.tx,
-        act.study.study_id,
-        KitAssignment(
-            assignment_id=assignment_id,
-            kit_id=kit.kit_id,
-            subject_key=key,
-            visit=None,
-            replaces=None,
-            assigned_at=act.now,
-            assigned_by=act.principal.name,
-            dispensed_at=None,
-            dispensed_by=None,
-            sealed_binding=sealed,
-            key_version=key_version,
-        ),
+    sealed, key_version = seal_binding(act, KitAssignmentPlace(assignment_id, key, kit.kit_id, kit.kit_code), binding)
+    return KitAssignment(
+        assignment_id=assignment_id,
+        kit_id=kit.kit_id,
+        subject_key=key,
+        visit=None,
+        replaces=None,
+        assigned_at=act.now,
+        assigned_by=act.principal.name,
+        dispensed_at=None,
+        dispensed_by=None,
+        sealed_binding=sealed,
+        key_version=key_version,
     )
 
 
@@ -320,9 +308,7 @@ def list_allocations(ctx: RequestContext, study: StudyCode, limit: int, cursor: 
             until = datetime.fromisoformat(pinned)
             # The reading of a list is entered with its first page.
             act.is_entered = False
-        found = allocations.list_allocations(
-            act.tx, act.study.study_id, act.decision.sites, after, until, limit + 1
-        )
+        found = allocations.list_allocations(act.tx, act.study.study_id, act.decision.sites, after, until, limit + 1)
         more = len(found) > limit
         found = found[:limit]
         following = (
@@ -350,9 +336,7 @@ def _records(act: Act, found: Sequence[Allocation]) -> list[AllocationRecord]:
     for allocation in found:
         key = allocation.subject_key
         latest = {flag.kind: flag for flag in flags[key]}
-        mark, correction, link = (
-            latest.get(kind) for kind in (_ERROR_MARK, _STRATA_CORRECTION, _DUPLICATE_LINK)
-        )
+        mark, correction, link = (latest.get(kind) for kind in (_ERROR_MARK, _STRATA_CORRECTION, _DUPLICATE_LINK))
         receipt = receipts.get(key)
         records.append(
             AllocationRecord(
@@ -418,9 +402,7 @@ def correct_strata(
     )
 
 
-def link_duplicate(
-    ctx: RequestContext, study: StudyCode, subject: str, duplicate_of: str, reason: str
-) -> Flagged:
+def link_duplicate(ctx: RequestContext, study: StudyCode, subject: str, duplicate_of: str, reason: str) -> Flagged:
     """Return the link between two identifiers of one person; both allocations stay, the earlier is primary (ASG-12)."""
     return _flag(
         ctx,
@@ -457,9 +439,7 @@ def _flag(
         allocation = allocations.get_allocation(act.tx, study_id, key, act.decision.sites)
         act.note(site_code=allocation.site_code)
         if duplicate_of is not None:
-            other = allocations.get_allocation(
-                act.tx, study_id, subject_key(duplicate_of), act.decision.sites
-            )
+            other = allocations.get_allocation(act.tx, study_id, subject_key(duplicate_of), act.decision.sites)
             if other.subject_key == key:
                 message = "A subject is not its own duplicate."
                 raise Invalid(message, "duplicate_of")

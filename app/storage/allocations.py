@@ -12,8 +12,9 @@ from sqlalchemy import Row, and_, bindparam, insert, or_, select
 from app.domain.sealed import Sealed
 from app.domain.words import KitCode, KitStatus, RandomizationNumber, SiteCode, SubjectId, SubjectKey
 from app.errors import Missing
-from app.storage import tables
-from app.storage.database import Transaction
+from app.storage import kits, tables
+from app.storage.database import AlreadyThere, Transaction
+from app.storage.kits import KitAssignment
 
 _a = tables.allocation.c
 _f = tables.subject_flag.c
@@ -58,16 +59,29 @@ class SubjectFlag:
 
 
 _ADD: Final = insert(tables.allocation)
+_ADD_WITH_KIT: Final = kits.ASSIGN_AND_TAKE.add_cte(
+    _ADD.values({column.name: bindparam(f"a_{column.name}", type_=column.type) for column in _a}).cte("allocated")
+)
 _ALLOCATION: Final = select(*(_a[name] for name in Allocation.__dataclass_fields__))
 _FIND: Final = _ALLOCATION.where(_a.study_id == bindparam("study_id"), _a.subject_key == bindparam("subject_key"))
 
 
-def add_allocation(tx: Transaction, study_id: UUID, allocation: Allocation) -> None:
-    """Record an allocation; the unique constraints are the last line against a second one or a used slot."""
-    row = {name: getattr(allocation, name) for name in Allocation.__dataclass_fields__}
+def add_allocation(tx: Transaction, study_id: UUID, allocation: Allocation, first_kit: KitAssignment) -> None:
+    """Record an allocation with the kit that comes with it.
+
+    The unique constraints are the last line against a second one, or a used slot. Raises ``AlreadyThere`` when somebody else
+    has the kit.
+    """
+    row = {"study_id": study_id} | {name: getattr(allocation, name) for name in Allocation.__dataclass_fields__}
     row["strata_used"] = json.dumps(allocation.strata_used)
     row["sealed_binding"] = allocation.sealed_binding.token
-    tx.execute(_ADD, {"study_id": study_id} | row)
+    if not tx.is_postgresql:
+        tx.execute(_ADD, row)
+        kits.record_assignment(tx, study_id, first_kit)
+        return
+    given = kits.assignment_row(study_id, first_kit)
+    if tx.execute(_ADD_WITH_KIT, {f"a_{name}": value for name, value in row.items()} | given).rowcount != 1:
+        raise AlreadyThere(kits.NOT_IN_STOCK)
 
 
 def _allocation(row: Row[Any]) -> Allocation:

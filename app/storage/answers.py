@@ -1,12 +1,14 @@
 """Stored answers: what was answered to a key, so that a repeated request gives it again and does nothing (rule C4)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import LargeBinary, Text, Uuid, bindparam, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from app.domain.sealed import Sealed
 from app.storage import tables
@@ -23,6 +25,15 @@ class StoredAnswer:
     large: Sealed | None
 
 
+@dataclass(frozen=True, slots=True)
+class NewAnswer:
+    """An answer to be put under a key."""
+
+    study_id: UUID
+    scope: bytes
+    answer: StoredAnswer
+
+
 _CLAIM: Final = {
     True: postgresql.insert(tables.stored_answer).on_conflict_do_nothing(),
     False: sqlite.insert(tables.stored_answer).on_conflict_do_nothing(),
@@ -35,6 +46,22 @@ _STORE: Final = (
     .where(_a.study_id == bindparam("b_study_id"), _a.scope == bindparam("b_scope"))
     .values(sealed_small=bindparam("b_small"), sealed_large=bindparam("b_large"))
 )
+_given = (
+    func.unnest(
+        bindparam("answer_studies", type_=ARRAY(Uuid())),
+        bindparam("answer_scopes", type_=ARRAY(LargeBinary())),
+        bindparam("answers_small", type_=ARRAY(Text())),
+        bindparam("answers_large", type_=ARRAY(Text())),
+    )
+    .table_valued("study_id", "scope", "small", "large")
+    .render_derived(name="given")
+).c
+STORE_ARRAYS: Final = (
+    update(tables.stored_answer)
+    .where(_a.study_id == _given.study_id, _a.scope == _given.scope)
+    .values(sealed_small=_given.small, sealed_large=_given.large)
+)
+"""Stores any number of answers in one statement; PostgreSQL only."""
 
 
 def claim(tx: Transaction, study_id: UUID, scope: bytes, at: datetime) -> StoredAnswer | None:
@@ -52,14 +79,33 @@ def claim(tx: Transaction, study_id: UUID, scope: bytes, at: datetime) -> Stored
     )
 
 
-def store(tx: Transaction, study_id: UUID, scope: bytes, answer: StoredAnswer) -> None:
-    """Put the answer under a key that this transaction has claimed."""
-    tx.execute(
-        _STORE,
-        {
-            "b_study_id": study_id,
-            "b_scope": scope,
-            "b_small": answer.small.token if answer.small is not None else None,
-            "b_large": answer.large.token if answer.large is not None else None,
-        },
-    )
+def store(tx: Transaction, kept: Sequence[NewAnswer]) -> None:
+    """Put answers under keys that this transaction has claimed."""
+    if tx.is_postgresql:
+        if kept:
+            tx.execute(STORE_ARRAYS, arrays(kept))
+        return
+    for one in kept:
+        tx.execute(
+            _STORE,
+            {
+                "b_study_id": one.study_id,
+                "b_scope": one.scope,
+                "b_small": _token(one.answer.small),
+                "b_large": _token(one.answer.large),
+            },
+        )
+
+
+def arrays(kept: Sequence[NewAnswer]) -> dict[str, list[Any]]:
+    """Return the parameters of ``STORE_ARRAYS``."""
+    return {
+        "answer_studies": [one.study_id for one in kept],
+        "answer_scopes": [one.scope for one in kept],
+        "answers_small": [_token(one.answer.small) for one in kept],
+        "answers_large": [_token(one.answer.large) for one in kept],
+    }
+
+
+def _token(sealed: Sealed | None) -> str | None:
+    return None if sealed is None else sealed.token

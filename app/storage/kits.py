@@ -214,16 +214,22 @@ _OF_SUBJECT: Final = _ASSIGNMENT.where(_ka.subject_key == bindparam("subject_key
     _ka.assigned_at, _ka.assignment_id
 )
 _OF_KIT: Final = _ASSIGNMENT.where(_ka.kit_id == bindparam("kit_id"))
-_ASSIGN: Final = insert(tables.kit_assignment)
+_GIVEN: Final = {column.name: bindparam(f"k_{column.name}", type_=column.type) for column in _ka}
+_ASSIGN: Final = insert(tables.kit_assignment).values(_GIVEN)
 _TAKE: Final = (
     update(tables.kit)
     .where(
-        _k.study_id == bindparam("of_study"),
-        _k.kit_id == bindparam("of_kit"),
+        _k.study_id == bindparam("k_study_id"),
+        _k.kit_id == bindparam("k_kit_id"),
         _k.status == KitStatus.IN_STOCK.value,
     )
     .values(status=KitStatus.ASSIGNED.value)
 )
+ASSIGN_AND_TAKE: Final = insert(tables.kit_assignment).from_select(
+    list(_GIVEN), select(*_GIVEN.values()).select_from(_TAKE.returning(_k.kit_id).cte("taken"))
+)
+"""Gives a kit to a subject where it is still in stock, in one statement; PostgreSQL only."""
+NOT_IN_STOCK: Final = "the kit is not in stock any more"
 
 
 def _kit(row: Row[Any]) -> KitRow:
@@ -309,15 +315,20 @@ def record_assignment(tx: Transaction, study_id: UUID, assignment: KitAssignment
 
     Raises ``AlreadyThere`` when somebody else has it: the site's stock is locked before it is drawn, so this is the last line.
     """
-    tx.execute(
-        _ASSIGN,
-        {"study_id": study_id}
-        | {name: getattr(assignment, name) for name in KitAssignment.__dataclass_fields__}
-        | {"sealed_binding": assignment.sealed_binding.token},
-    )
-    if tx.execute(_TAKE, {"of_study": study_id, "of_kit": assignment.kit_id}).rowcount != 1:
-        message = "the kit is not in stock any more"
-        raise AlreadyThere(message)
+    row = assignment_row(study_id, assignment)
+    if tx.is_postgresql:
+        is_taken = tx.execute(ASSIGN_AND_TAKE, row).rowcount == 1
+    else:
+        tx.execute(_ASSIGN, row)
+        is_taken = tx.execute(_TAKE, row).rowcount == 1
+    if not is_taken:
+        raise AlreadyThere(NOT_IN_STOCK)
+
+
+def assignment_row(study_id: UUID, assignment: KitAssignment) -> dict[str, Any]:
+    """Return the parameters of ``ASSIGN_AND_TAKE``."""
+    row = {f"k_{name}": getattr(assignment, name) for name in KitAssignment.__dataclass_fields__}
+    return row | {"k_study_id": study_id, "k_sealed_binding": assignment.sealed_binding.token}
 
 
 # -- consignments ------------------------------------------------------------------------------------------------------

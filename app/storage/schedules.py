@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Integer, Row, bindparam, func, insert, select, update
+from sqlalchemy import Integer, Row, Text, bindparam, func, insert, select, update
 
 from app.domain.sealed import Sealed
 from app.domain.words import RandomizationNumber, ScheduleStatus, StratumCode
@@ -77,6 +77,34 @@ _FIND_SLOT: Final = _SLOT.where(
     _ss.first_ordinal + _ss.slot_count > _ORDINAL,
     _sl.position == _ORDINAL - _ss.first_ordinal,
 )
+_claimed = _CLAIM.cte("claimed").c
+_CLAIM_SLOT: Final = (
+    select(
+        _s.schedule_id,
+        _s.list_id,
+        _s.segment_number,
+        _claimed.stratum_id,
+        bindparam("of_code", type_=Text()).label("stratum_code"),
+        _sl.position,
+        _sl.randomization_number,
+        _sl.sealed,
+        (_claimed.allocated - 1).label("ordinal"),
+    )
+    .select_from(tables.schedule_stratum)
+    .join(tables.schedule, (_s.study_id == _ss.study_id) & (_s.schedule_id == _ss.schedule_id))
+    .join(
+        tables.slot,
+        (_sl.study_id == _ss.study_id) & (_sl.schedule_id == _ss.schedule_id) & (_sl.stratum_id == _ss.stratum_id),
+    )
+    .where(
+        _ss.study_id == bindparam("of_study"),
+        _ss.stratum_id == _claimed.stratum_id,
+        _s.status == ScheduleStatus.ACTIVE,
+        _ss.first_ordinal < _claimed.allocated,
+        _ss.first_ordinal + _ss.slot_count >= _claimed.allocated,
+        _sl.position == _claimed.allocated - 1 - _ss.first_ordinal,
+    )
+)
 _GET_SLOT: Final = _SLOT.where(_ss.schedule_id == bindparam("schedule_id"), _sl.position == bindparam("position"))
 
 
@@ -125,6 +153,25 @@ def find_slot(tx: Transaction, study_id: UUID, stratum_id: UUID, ordinal: int) -
     """
     row = tx.execute(_FIND_SLOT, {"study_id": study_id, "stratum_id": stratum_id, "ordinal": ordinal}).one_or_none()
     return None if row is None else _slot(row)
+
+
+def claim_slot(tx: Transaction, study_id: UUID, stratum_code: StratumCode) -> tuple[int, SealedSlot]:
+    """Return the ordinal of a stratum's next subject and its slot, and lock the stratum's row (rule C5).
+
+    Raises ``ListUnavailable`` when no active list has a slot for it. Danger: the study must be held already, so that no list
+    becomes active meanwhile; then all that is read beside the claim stands still, and one statement does for both
+    (`custody.md`: read outside the locking CTE).
+    """
+    if tx.is_postgresql:
+        row = tx.execute(_CLAIM_SLOT, {"of_study": study_id, "of_code": stratum_code}).one_or_none()
+        if row is None:
+            raise ListUnavailable
+        return row.ordinal, _slot(row)
+    stratum_id, ordinal = claim_ordinal(tx, study_id, stratum_code)
+    slot = find_slot(tx, study_id, stratum_id, ordinal)
+    if slot is None:
+        raise ListUnavailable
+    return ordinal, slot
 
 
 def get_slot(tx: Transaction, study_id: UUID, schedule_id: UUID, stratum_id: UUID, position: int) -> SealedSlot:
