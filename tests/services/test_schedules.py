@@ -691,3 +691,10 @@ class TestUsedNumbers:
         numbers = ["22222A", "ZZZZZ2", "22223B", "2222ZC"]
         assert [used.take(number) for number in numbers] == [True] * 4
         assert [used.take(number) for number in numbers] == [False] * 4
+
+    def test_numbers_are_drawn_past_those_in_use(self) -> None:
+        """What the same chance gives again is passed over: no number of a study comes twice. [BLD-04]"""
+        used = lists.UsedNumbers()
+        first = list(lists._numbers(SeededEntropy("numbers"), used, 5000))
+        again = list(lists._numbers(SeededEntropy("numbers"), used, 5000))
+        assert len({*first, *again}) == 10_000
