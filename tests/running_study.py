@@ -4,12 +4,16 @@ study = running_study(house, subjects=3)
 study.investigator.post(f"{S}/code-breaks", json={...}, step_up=True)
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import pytest
 from sqlalchemy import text
 
 from app.domain.words import Role
+from tests import harness
 from tests.harness import STUDY, STUDY_BODY, Caller, House, Json, expect
 
 S: Final = f"/v1/studies/{STUDY}"
@@ -41,6 +45,10 @@ class RunningStudy:
             self.people[name] = self.house.person(role, site=site)
         return self.people[name]
 
+    def new_subject(self) -> dict[str, Any]:
+        """Return the allocation of one more subject."""
+        return self.allocate(f"01-{len(self.allocations) + 1:04}")
+
     def allocate(self, subject: str) -> dict[str, Any]:
         body = {
             "subject_id": subject,
@@ -56,7 +64,12 @@ class RunningStudy:
     def free_kit(self) -> str:
         """Return the code of a kit that nobody was given."""
         taken = {allocation["kit_code"] for allocation in self.allocations}
-        return next(code for code in self.kit_codes if code not in taken)
+        return next(code for code in reversed(self.kit_codes) if code not in taken)
+
+    def restricted(self, log_index: int) -> Json:
+        """Return the restricted part of an entry, read by the safety officer."""
+        path = f"{S}/trail/{log_index}/restricted"
+        return expect(self.person("safety_officer").get(path, step_up=True), 200)
 
     def set_status(self, status: str) -> None:
         body = {"status": status, "reason": "as the test wants it"}
@@ -109,3 +122,62 @@ def consignment(running: RunningStudy, code: str, per_arm: int, *, received: boo
         receipt = {"received": codes, "missing": []}
         expect(running.people["pharmacist"].post(f"{S}/consignments/{code}/receipt", json=receipt), 200)
     return codes
+
+
+def shared_running_study(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningStudy]:
+    """Give one running study to a whole module, on the kind of database that the fixture's parameter names.
+
+    Each test works with subjects of its own and puts right what it broke.
+    """
+    folder = tmp_path_factory.mktemp("running")
+    if request.param == "sqlite":
+        path = folder / "snose.sqlite"
+        path.write_bytes(request.getfixturevalue("migrated_sqlite").read_bytes())
+        with harness.house(f"sqlite:///{path}", folder) as house:
+            yield running_study(house, subjects=0, kits_per_arm=60, length=60)
+        return
+    server = request.getfixturevalue("postgres")
+    with (
+        server.database(template=request.getfixturevalue("migrated_postgres")) as url,
+        harness.house(url, folder) as house,
+    ):
+        yield running_study(house, subjects=0, kits_per_arm=60, length=60)
+
+
+# -- the owner of the database -----------------------------------------------------------------------------------------
+
+
+def execute(running: RunningStudy, *statements: str, **values: object) -> None:
+    """Do what only the owner of the database could."""
+    with running.house.deployment.database.transaction() as tx:
+        for statement in statements:
+            known = {name: value for name, value in values.items() if f":{name}" in statement}
+            tx.execute(text(statement), known)
+
+
+def value(running: RunningStudy, query: str, **values: object) -> Any:  # noqa: ANN401  # whatever the column holds
+    with running.house.deployment.database.transaction() as tx:
+        return tx.execute(text(query), values).scalar_one()
+
+
+@contextmanager
+def tampering(running: RunningStudy, *tables: str) -> Iterator[None]:
+    """The owner of the database takes the triggers of some tables away, and puts them back when all is undone."""
+    if running.house.deployment.database.is_postgresql:
+        query = "SELECT tgname FROM pg_trigger WHERE tgrelid = CAST(:name AS regclass) AND NOT tgisinternal"
+        with running.house.deployment.database.transaction() as tx:
+            names = {table: list(tx.execute(text(query), {"name": table}).scalars()) for table in tables}
+        execute(running, *(f"ALTER TABLE {table} DISABLE TRIGGER USER" for table in tables))
+        yield
+        for table, triggers in names.items():
+            execute(running, *(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {trigger}" for trigger in triggers))
+        return
+    query = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = :table"
+    with running.house.deployment.database.transaction() as tx:
+        found = [row for table in tables for row in tx.execute(text(query), {"table": table}).all()]
+        for row in found:
+            tx.execute(text(f'DROP TRIGGER "{row.name}"'))
+    yield
+    execute(running, *(row.sql for row in found))
