@@ -61,6 +61,9 @@ _ABOUT_SUBJECTS: Final = frozenset(
 )
 """What is about subjects even where an entry names none: a refused request, a kit in nobody's hands."""
 
+_OF_KITS: Final = frozenset({Action.QUARANTINE_KIT, Action.RETURN_KIT, Action.REPORT_LOSS, Action.REPORT_DAMAGE})
+"""What sites say of kits, mostly of those that subjects had: the safety officer may know why."""
+
 _OF_LISTS: Final = frozenset(
     {
         Action.GENERATE_SCHEDULE,
@@ -300,7 +303,7 @@ def read_restricted(ctx: RequestContext, study: StudyCode, index: int, segment: 
 
 def _may_open(act: Act, body: Mapping[str, Any]) -> bool:
     roles = act.principal.holds(act.study.study_code)
-    about_subject = body["action"] in _ABOUT_SUBJECTS or "subject_id" in (body["target"] or {})
+    about_subject = body["action"] in _ABOUT_SUBJECTS | _OF_KITS or "subject_id" in (body["target"] or {})
     return (Role.STATISTICIAN in roles and body["action"] in _OF_LISTS) or (
         Role.SAFETY_OFFICER in roles and about_subject
     )
