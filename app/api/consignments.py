@@ -121,7 +121,7 @@ class ReceiptRequest(Body):
     missing: Annotated[list[KitCodeField], Field(max_length=LARGEST_CONSIGNMENT, default_factory=list)]
 
 
-class ReceiptRead(Answer):
+class ConsignmentReceiptRead(Answer):
     """How far a consignment is received, all arms pooled."""
 
     consignment_code: str
@@ -132,7 +132,7 @@ class ReceiptRead(Answer):
 
 
 _LINES: Final = TypeAdapter(list[KitImportField])
-_EXAMPLE: Final = {"kit_code": "K7XQ4M2PX", "arm_code": "HUCMSC", "lot": "L2607", "expires_on": "2027-06-30"}
+_EXAMPLE: Final = {"kit_code": "K7XQ4M2PF", "arm_code": "HUCMSC", "lot": "L2607", "expires_on": "2027-06-30"}
 _IMPORT_BODY: Final[dict[str, Any]] = {
     "requestBody": {
         "required": True,
@@ -240,9 +240,9 @@ def dispatch_consignment(study: StudyPath, code: CodePath, body: DispatchRequest
 
 
 @door.post("/studies/{study}/consignments/{code}/receipt", Action.RECEIVE_CONSIGNMENT)
-def receive_consignment(study: StudyPath, code: CodePath, body: ReceiptRequest, ctx: Context) -> ReceiptRead:
+def receive_consignment(study: StudyPath, code: CodePath, body: ReceiptRequest, ctx: Context) -> ConsignmentReceiptRead:
     """Receive a consignment, at once or in parts."""
     received, missing = ([KitCode(kit) for kit in kits] for kits in (body.received, body.missing))
-    return ReceiptRead.of(
+    return ConsignmentReceiptRead.of(
         consignments.receive_consignment(ctx, StudyCode(study), ConsignmentCode(code), received, missing)
     )

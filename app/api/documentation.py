@@ -1,8 +1,8 @@
-"""The documentation page: made by the service itself from its OpenAPI document, without a script and without another host's assets."""
+"""The documentation page, made by the service itself from its OpenAPI document; no script, no asset of another host."""
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from fastapi import APIRouter, Request
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -10,7 +10,11 @@ from starlette.responses import HTMLResponse, Response
 
 router = APIRouter(include_in_schema=False)
 
-_POLICY: Final = "default-src 'none'; style-src 'self'; img-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+_POLICY: Final = (
+    "default-src 'none'; style-src 'self'; img-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+_EVERYWHERE: Final = frozenset({"X-Request-Id", "Cache-Control"})
+"""Headers that say nothing about one operation."""
 _templates: Final = Environment(
     loader=PackageLoader("app.api", "pages"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
 )
@@ -36,50 +40,47 @@ def style() -> Response:
 
 
 def _shown(operation: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
-    body = operation.get("requestBody", {}).get("content", {})
-    media_type, content = next(iter(body.items()), (None, {}))
+    body = _resolved(operation.get("requestBody", {}), document)
     return {
         "id": operation["operationId"],
         "summary": operation.get("summary", ""),
         "description": operation.get("description", ""),
-        "parameters": operation.get("parameters", []),
-        "media_type": media_type,
-        "example": _example(content, document) if body else None,
+        "parameters": [_resolved(parameter, document) for parameter in operation.get("parameters", [])],
+        "bodies": _examples(body),
         "answers": [
-            {
-                "status": status,
-                "description": answer.get("description", ""),
-                "example": next(
-                    (_example(kind, document) for kind in answer.get("content", {}).values() if status[0] == "2"), None
-                ),
-            }
-            for status, answer in operation.get("responses", {}).items()
+            {"status": status, **_answer(_resolved(answer, document))}
+            for status, answer in operation["responses"].items()
         ],
     }
 
 
-def _example(content: Mapping[str, Any], document: Mapping[str, Any]) -> str:
-    found = content.get("example")
-    if found is None:
-        found = example_of(content.get("schema", {}), document)
-    return found if isinstance(found, str) else json.dumps(found, indent=2, ensure_ascii=False)
+def _answer(answer: Mapping[str, Any]) -> dict[str, Any]:
+    codes = [code for content in answer.get("content", {}).values() for code in content.get("examples", {})]
+    return {
+        "description": answer["description"],
+        "headers": [name for name in answer.get("headers", {}) if name not in _EVERYWHERE],
+        "bodies": _examples(answer),
+        "codes": codes,
+    }
 
 
-def example_of(schema: Mapping[str, Any], document: Mapping[str, Any]) -> Any:  # noqa: ANN401  # whatever JSON holds
-    """Return an example of a schema: its own, or one put together from its parts."""
-    if "$ref" in schema:
-        return example_of(document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]], document)
-    for name in ("example", "default", "const"):
-        if name in schema:
-            return schema[name]
-    for name in ("examples", "enum"):
-        if schema.get(name):
-            return schema[name][0]
-    for name in ("anyOf", "oneOf", "allOf"):
-        if schema.get(name):
-            return example_of(schema[name][0], document)
-    if schema.get("type") == "object" and "properties" in schema:
-        return {name: example_of(part, document) for name, part in schema["properties"].items()}
-    if schema.get("type") == "array":
-        return [example_of(schema["items"], document)] if "items" in schema else []
-    return {"integer": 1, "number": 1, "boolean": True, "object": {}}.get(schema.get("type", ""), "...")
+def _examples(holder: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return media type and example of each form of a body."""
+    return [
+        (media_type, example if isinstance(example := content.get("example", ""), str) else _printed(example))
+        for media_type, content in holder.get("content", {}).items()
+    ]
+
+
+def _printed(example: object) -> str:
+    return json.dumps(example, indent=2, ensure_ascii=False)
+
+
+def _resolved(part: Mapping[str, Any], document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what stands in this place, or what it refers to."""
+    if "$ref" not in part:
+        return part
+    found: Any = document
+    for name in str(part["$ref"]).removeprefix("#/").split("/"):
+        found = found[name]
+    return cast("Mapping[str, Any]", found)

@@ -16,7 +16,6 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from app.api.problems import MalformedRequest
-from app.api.schemas import Problem
 from app.domain.words import Action
 from app.errors import KeyUnavailable, NotAuthenticated
 from app.services import audited
@@ -46,26 +45,40 @@ REVEALING: Final = frozenset(
 )
 """Answers that no cache may keep: an arm, a list, a credential (BLD-13)."""
 
-_STATUSES: Final = {
-    400: "The request cannot be read",
-    401: "Sign in, or give a fresh one-time code (RFC 9470 challenge)",
-    403: "The role does not include this; entered in the trail",
-    404: "No such thing here, or not the caller's",
-    409: "The present state does not allow this",
-    413: "The body is too large",
-    415: "The body is of another media type",
-    422: "A field is not valid; each is named",
-    429: "Too many wrong tries; see Retry-After",
-    503: "Not now; nothing was decided, or the outcome is not known",
-}
-PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
-    status: {
-        "description": text,
-        "model": Problem,
-        "content": {"application/problem+json": {"example": {**Problem.example, "status": status}}},
+HONOURING_KEY: Final = frozenset(
+    {
+        Action.REGISTER_STUDY,
+        Action.ADD_SITE,
+        Action.ACTIVATE_SITE,
+        Action.SET_STUDY_STATUS,
+        Action.GENERATE_SCHEDULE,
+        Action.EXTEND_SCHEDULE,
+        Action.APPROVE_SCHEDULE,
+        Action.REJECT_SCHEDULE,
+        Action.ACTIVATE_SCHEDULE,
+        Action.CREATE_CONSIGNMENT,
+        Action.REQUEST_PACKING_LIST,
+        Action.DISPATCH_CONSIGNMENT,
+        Action.RECEIVE_CONSIGNMENT,
+        Action.ASSIGN_KIT,
+        Action.DISPENSE_KIT,
+        Action.REPLACE_KIT,
+        Action.RELEASE_REPLACEMENT,
+        Action.QUARANTINE_KIT,
+        Action.RETURN_KIT,
+        Action.REPORT_LOSS,
+        Action.REPORT_DAMAGE,
+        Action.RELEASE_KIT,
+        Action.DESTROY_KIT,
+        Action.ALLOCATE,
+        Action.MARK_ERROR,
+        Action.CORRECT_STRATA,
+        Action.LINK_DUPLICATE,
+        Action.ADD_NARRATIVE,
+        Action.REQUEST_FINAL_UNBLINDING,
     }
-    for status, text in _STATUSES.items()
-}
+)
+"""Acts that an ``Idempotency-Key`` answers from store; the document says so, and the tests hold the services to it (rule C4)."""
 
 
 class DoorRoute(APIRoute):
@@ -95,7 +108,7 @@ class Door:
 
     def __init__(self, tag: str, prefix: str = "/v1") -> None:
         """Group the routes of a feature under one word."""
-        self.router: Final = APIRouter(prefix=prefix, tags=[tag], route_class=DoorRoute, responses=PROBLEMS)
+        self.router: Final = APIRouter(prefix=prefix, tags=[tag], route_class=DoorRoute)
 
     def get(
         self,
@@ -140,7 +153,7 @@ class Door:
                 methods=[method],
                 operation_id=function.__name__,
                 summary=(function.__doc__ or "").split("\n", 1)[0].rstrip("."),
-                description=f"{(function.__doc__ or '').strip()}\n\nRight: {right}.",
+                description=f"Right: {right}.",
                 openapi_extra=extra,
                 **options,
             )

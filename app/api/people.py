@@ -277,7 +277,15 @@ def deactivate_client(client_id: ClientPath, ctx: Context) -> ClientRead:
     return ClientRead.of(people.deactivate(ctx, Holder(client_id, is_machine=True)))
 
 
-@door.post("/clients/{client_id}/grants", Action.GRANT_ROLE, 201)
+_MACHINE_GRANT: Final = {"role": "edc_client", "study_code": "NCT03033277", "site_code": None}
+
+
+@door.post(
+    "/clients/{client_id}/grants",
+    Action.GRANT_ROLE,
+    201,
+    openapi_extra={"requestBody": {"content": {"application/json": {"example": _MACHINE_GRANT}}}},
+)
 def grant_client_role(client_id: ClientPath, body: GrantRequest, ctx: Context) -> GrantCreated:
     """Grant a role to a machine client."""
     return _granted(ctx, Holder(client_id, is_machine=True), body)
@@ -350,6 +358,21 @@ _TOKEN_REQUEST: Final[dict[str, Any]] = {
 }
 
 
+_TOKEN_PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
+    status: {
+        "model": TokenProblem,
+        "description": text,
+        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        "x-own": True,
+    }
+    for status, text in (
+        (400, "An error of RFC 6749, 5.2; a problem where the body is no form at all"),
+        (401, "An error of RFC 6749, 5.2"),
+    )
+}
+"""What OAuth libraries read; the rest speaks RFC 9457 here too."""
+
+
 async def _form_of(request: Request) -> Mapping[str, list[str]]:
     """Return the fields of the form. The framework's own form model cannot tell a field that was sent twice."""
     fields: dict[str, list[str]] = {}
@@ -368,7 +391,7 @@ TokenForm = Annotated[Mapping[str, list[str]], Depends(_form_of)]
     media_types=(_FORM,),
     openapi_extra=_TOKEN_REQUEST,
     response_model=TokenRead,
-    responses={400: {"model": TokenProblem}, 401: {"model": TokenProblem}},
+    responses=_TOKEN_PROBLEMS,
 )
 def issue_token(form: TokenForm, request: Request, ctx: Context) -> Response:
     """Get an access token for a machine client."""

@@ -37,6 +37,7 @@ CHALLENGE: Final = (
 
 MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:snose:problem:"
+_NO_METHOD: Final = "method_not_allowed"
 _LONGEST_NAME: Final = 60
 """Longer than any field of ours; a longer one the caller made up."""
 
@@ -61,49 +62,45 @@ def status_of(error: SnoseError) -> int:
     return next(status for kind, status in STATUS if isinstance(error, kind))
 
 
-def problem(
-    status: int,
-    code: str,
-    title: str,
-    detail: str,
-    request_id: str,
-    extra: Mapping[str, Any] | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    """Return the response of one problem."""
-    content = {
+def problem(status: int, content: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    """Return the response of one problem. ASCII only, so that no text of anybody's can break the encoding."""
+    return Response(
+        json.dumps(content, ensure_ascii=True), status, {"Cache-Control": "no-store", **(headers or {})}, MEDIA_TYPE
+    )
+
+
+def body_of(error: SnoseError, request_id: str) -> dict[str, Any]:
+    """Return the members of the problem that an error is to its caller."""
+    body = _members(status_of(error), error.code, error.title, error.message, request_id)
+    body |= {"advice": error.advice, **error.extra}
+    if isinstance(error, errors.FaultyImport):
+        body["errors"] = [{"field": place, "message": text} for place, text in error.faults]
+    elif isinstance(error, errors.Invalid) and error.field:
+        body["errors"] = [{"field": error.field, "message": error.message}]
+    return body
+
+
+def _members(status: int, code: str, title: str, detail: str, request_id: str) -> dict[str, Any]:
+    return {
         "type": TYPE_PREFIX + code,
         "title": title,
         "status": status,
         "detail": detail,
         "code": code,
         "request_id": request_id,
-        **(extra or {}),
     }
-    return Response(
-        json.dumps(content, ensure_ascii=True),
-        status,
-        {"Cache-Control": "no-store", **(headers or {})},
-        MEDIA_TYPE,
-    )
 
 
 def of_error(error: SnoseError, request_id: str) -> Response:
     """Return the problem that an error is to its caller."""
-    status = status_of(error)
-    extra: dict[str, Any] = {"advice": error.advice, **error.extra}
     headers: dict[str, str] = {}
-    if isinstance(error, errors.FaultyImport):
-        extra["errors"] = [{"field": place, "message": text} for place, text in error.faults]
-    elif isinstance(error, errors.Invalid) and error.field:
-        extra["errors"] = [{"field": error.field, "message": error.message}]
     if isinstance(error, errors.StepUpRequired):
         headers["WWW-Authenticate"] = CHALLENGE
     elif isinstance(error, errors.NotAuthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.TooManyAttempts):
         headers["Retry-After"] = str(error.retry_after)
-    return problem(status, error.code, error.title, error.message, request_id, extra, headers)
+    return problem(status_of(error), body_of(error, request_id), headers)
 
 
 def of_validation(error: RequestValidationError, request_id: str) -> Response:
@@ -112,14 +109,9 @@ def of_validation(error: RequestValidationError, request_id: str) -> Response:
         {"field": field_of(fault["loc"]), "message": str(fault["msg"]).encode("ascii", "replace").decode()}
         for fault in error.errors()
     ]
-    return problem(
-        422,
-        errors.Invalid.code,
-        errors.Invalid.title,
-        "One or more fields are not valid; each is named under errors.",
-        request_id,
-        {"advice": errors.Invalid.advice, "errors": faults},
-    )
+    detail = "One or more fields are not valid; each is named under errors."
+    body = _members(422, errors.Invalid.code, errors.Invalid.title, detail, request_id)
+    return problem(422, {**body, "advice": errors.Invalid.advice, "errors": faults})
 
 
 def field_of(location: tuple[int | str, ...]) -> str:
@@ -132,27 +124,20 @@ def field_of(location: tuple[int | str, ...]) -> str:
 
 def of_http(error: HTTPException, request_id: str) -> Response:
     """Return the problem of what the framework itself refuses: no such route, no such method."""
-    names = {404: errors.Missing.code, 405: "method_not_allowed"}
-    code = names.get(error.status_code, MalformedRequest.code)
-    return problem(
-        error.status_code,
-        code,
-        "There is nothing at this address" if error.status_code == 404 else "The request cannot be read",  # noqa: PLR2004
-        "Check the path and the method against the documentation.",
-        request_id,
-        headers=dict(error.headers or {}),
-    )
+    status = error.status_code
+    known = {
+        404: (errors.Missing.code, "There is nothing at this address"),
+        405: (_NO_METHOD, "This method is not known here"),
+    }
+    code, title = known.get(status, (MalformedRequest.code, MalformedRequest.title))
+    body = _members(status, code, title, "Check the path and the method against the documentation.", request_id)
+    return problem(status, body, error.headers)
 
 
 def of_crash(request_id: str) -> Response:
     """Return what a caller hears of a fault of our own: nothing but that it is ours, and the id to ask about."""
-    return problem(
-        500,
-        "internal_error",
-        "The service has a fault",
-        "The fault was logged under this request_id. Repeat the request unchanged; nothing is done twice.",
-        request_id,
-    )
+    detail = "The fault was logged under this request_id. Repeat the request unchanged; nothing is done twice."
+    return problem(500, _members(500, "internal_error", "The service has a fault", detail, request_id))
 
 
 def request_id_of(request: Request) -> str:

@@ -4,7 +4,7 @@ Blinded and unblinded answers are different types; a blinded type has no field t
 """
 
 from datetime import datetime
-from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
+from typing import Annotated, Generic, Self, TypeVar
 
 from fastapi import Path, Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints
@@ -50,7 +50,7 @@ KitCodeField = Annotated[str, StringConstraints(min_length=9, max_length=20), Af
 StudyPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,30}$", examples=["NCT03033277"])]
 SitePath = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,10}$", examples=["01"])]
 SubjectPath = Annotated[str, Path(min_length=1, max_length=80, examples=["01-0007"]), AfterValidator(_subject)]
-KitPath = Annotated[str, Path(min_length=9, max_length=20, examples=["K7XQ4M2PX"]), AfterValidator(_kit_code)]
+KitPath = Annotated[str, Path(min_length=9, max_length=20, examples=["K7XQ4M2PF"]), AfterValidator(_kit_code)]
 CodePath = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
 IdPath = Annotated[
     str,
@@ -118,13 +118,3 @@ class Problem(BaseModel):
     errors: list[FieldFault] | None = None
     backup_contact: str | None = None
     location: str | None = None
-
-    example: ClassVar[dict[str, Any]] = {
-        "type": "urn:snose:problem:stock_insufficient",
-        "title": "The stock at the site is too low",
-        "status": 409,
-        "detail": "The stock at the site is too low",
-        "code": "stock_insufficient",
-        "request_id": "5b0f6a5d0d1e4d7f8a7c2b9e3f4a1c6d",
-        "advice": "No slot was used. Ask for a new consignment and repeat the request when it was received.",
-    }

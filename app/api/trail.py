@@ -161,7 +161,7 @@ def prove_entry(study: StudyPath, index: IndexPath, ctx: Context, segment: Segme
     responses={
         200: {
             "description": "JSON Lines: a header for each segment, then its entries; the input of the offline verifier",
-            "content": {"application/x-ndjson": {}},
+            "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
         }
     },
 )
