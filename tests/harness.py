@@ -118,6 +118,12 @@ class SeededEntropy:
         self._draws: Counter[str] = Counter()
         self._lock = Lock()
 
+    @property
+    def drawn(self) -> dict[str, int]:
+        """How often each purpose has drawn."""
+        with self._lock:
+            return dict(self._draws)
+
     def draw(self, purpose: str, size: int) -> bytes:
         with self._lock:
             self._draws[purpose] += 1

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 from uuid import UUID
@@ -12,7 +12,6 @@ from app.domain.encoding import canonical_json, encode
 from app.domain.schedules import stratum_code
 from app.domain.words import (
     Action,
-    Arm,
     Factor,
     KitCode,
     Mode,
@@ -49,6 +48,11 @@ from app.storage.kits import KitAssignment
 _ERROR_MARK: Final = "error_mark"
 _STRATA_CORRECTION: Final = "strata_correction"
 _DUPLICATE_LINK: Final = "duplicate_link"
+_KINDS: Final = {
+    Action.MARK_ERROR: _ERROR_MARK,
+    Action.CORRECT_STRATA: _STRATA_CORRECTION,
+    Action.LINK_DUPLICATE: _DUPLICATE_LINK,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +124,7 @@ def allocate(ctx: RequestContext, study: StudyCode, wanted: AllocationRequest) -
             site_code=wanted.site_code,
         )
         _check_confirmations(act, wanted)
-        definition = _definition(act)
-        code = _stratum(act, definition.factors, wanted)
+        code = _stratum(act, wanted)
         act.at_site(wanted.site_code)
         stored = _claim(act, key, wanted)
         if stored is not None:
@@ -132,11 +135,12 @@ def allocate(ctx: RequestContext, study: StudyCode, wanted: AllocationRequest) -
         if not standing.site_is_active:
             raise SiteInactive
         ordinal, slot = schedules.claim_slot(act.tx, act.study.study_id, code)
+        arms = act.deployment.commitments.signed_arms(act.tx, act.study, slot.schedule_id)
         # The stock is looked at for every arm before the slot is opened: its answer cannot depend on the arm (rule B6).
-        offered = draw.offer(act, wanted.site_code, standing.site_timezone, [arm.arm_code for arm in definition.arms])
+        offered = draw.offer(act, wanted.site_code, standing.site_timezone, [arm.arm_code for arm in arms])
         contents = open_slot(act, slot)
         kit = offered[contents.arm_code]
-        treatment = next(arm.treatment for arm in definition.arms if arm.arm_code == contents.arm_code)
+        treatment = next(arm.treatment for arm in arms if arm.arm_code == contents.arm_code)
         allocation_id = act.deployment.new_id()
         place = AllocationPlace(
             allocation_id,
@@ -195,23 +199,12 @@ def allocate(ctx: RequestContext, study: StudyCode, wanted: AllocationRequest) -
     return audited(ctx, Action.ALLOCATE, work, study=study, answer_type=Allocated, on_refusal=draw.on_refusal)
 
 
-@dataclass(frozen=True, slots=True)
-class _Definition:
-    arms: tuple[Arm, ...] = field(repr=False)
-    factors: tuple[Factor, ...]
-
-
-_definitions: Final[dict[UUID, _Definition]] = {}
-
-
-def _definition(act: Act) -> _Definition:
-    """Return arms and factors; read once a process, because they are frozen and kept by trigger."""
-    study_id = act.study.study_id
-    if study_id not in _definitions:
-        _definitions[study_id] = _Definition(
-            studies.list_arms(act.tx, study_id), studies.list_factors(act.tx, study_id)
-        )
-    return _definitions[study_id]
+def _factors(act: Act) -> tuple[Factor, ...]:
+    """Return the factors of the study; read once a process, because the definition is kept from changing by trigger."""
+    kept, study_id = act.deployment.factors, act.study.study_id
+    if study_id not in kept:
+        kept[study_id] = studies.list_factors(act.tx, study_id)
+    return kept[study_id]
 
 
 def _check_confirmations(act: Act, wanted: AllocationRequest) -> None:
@@ -222,9 +215,9 @@ def _check_confirmations(act: Act, wanted: AllocationRequest) -> None:
         raise Invalid(message, "reported_user")
 
 
-def _stratum(act: Act, factors: Sequence[Factor], wanted: AllocationRequest) -> StratumCode:
+def _stratum(act: Act, wanted: AllocationRequest) -> StratumCode:
     """Return the stratum that the values name; raise ``InvalidStrata`` (ASG-03)."""
-    levels = _levels(factors, wanted.strata)
+    levels = _levels(_factors(act), wanted.strata)
     return stratum_code(wanted.site_code if act.study.stratify_by_site else None, levels)
 
 
@@ -383,7 +376,7 @@ class Flagged:
 
 def mark_error(ctx: RequestContext, study: StudyCode, subject: str, category: str, reason: str) -> Flagged:
     """Return the mark that a subject was randomized in error; the allocation stays, and so does its slot (ASG-10)."""
-    return _flag(ctx, Action.MARK_ERROR, study, subject, _ERROR_MARK, reason, {"category": category})
+    return _flag(ctx, Action.MARK_ERROR, study, subject, reason, {"category": category})
 
 
 def correct_strata(
@@ -395,7 +388,6 @@ def correct_strata(
         Action.CORRECT_STRATA,
         study,
         subject,
-        _STRATA_CORRECTION,
         reason,
         {"strata": strata},
         corrected=strata,
@@ -409,7 +401,6 @@ def link_duplicate(ctx: RequestContext, study: StudyCode, subject: str, duplicat
         Action.LINK_DUPLICATE,
         study,
         subject,
-        _DUPLICATE_LINK,
         reason,
         {},
         duplicate_of=duplicate_of,
@@ -421,21 +412,20 @@ def _flag(
     action: Action,
     study: StudyCode,
     subject: str,
-    kind: str,
     reason: str,
     detail: Mapping[str, str | Mapping[str, str]],
     *,
     corrected: Mapping[str, str] | None = None,
     duplicate_of: str | None = None,
 ) -> Flagged:
-    key = subject_key(subject)
+    key, kind = subject_key(subject), _KINDS[action]
 
     def work(act: Act) -> Flagged:
         study_id = act.study.study_id
         act.note(target={"subject_id": key}, subject_key=key)
         kept = detail
         if corrected is not None:
-            _levels(_definition(act).factors, corrected)
+            _levels(_factors(act), corrected)
         allocation = allocations.get_allocation(act.tx, study_id, key, act.decision.sites)
         act.note(site_code=allocation.site_code)
         if duplicate_of is not None:

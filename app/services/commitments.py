@@ -4,12 +4,15 @@ The signature and the strata's roots are verified once a process, the tiles of h
 comparison in memory. A swapped, replayed, re-ordered or re-labelled value is refused with ``IntegrityBroken``.
 """
 
+import json
 from threading import Lock
 from uuid import UUID
 
 from app.domain.merkle import TileTree, salted_leaf, tree_root
 from app.domain.notes import NoteMalformed, kit_commitment_text, list_commitment_text
+from app.domain.schedules import Specification
 from app.domain.sealed import Column, SealContext
+from app.domain.words import Arm
 from app.errors import IntegrityBroken
 from app.sealing.ring import KeyRing
 from app.sealing.signing import SigningKeys, verify_note
@@ -29,6 +32,7 @@ class CommitmentKeeper:
         self._lock = Lock()
         self._trees: dict[UUID, TileTree] = {}
         self._slot_trees: dict[tuple[UUID, UUID], UUID] = {}
+        self._arms: dict[UUID, tuple[Arm, ...]] = {}
 
     def prove_slot(
         self,
@@ -48,6 +52,12 @@ class CommitmentKeeper:
             message = "The stratum is not part of the list that was signed."
             raise IntegrityBroken(message)
         self._prove(tx, study, tree_id, position, leaf)
+
+    def signed_arms(self, tx: Transaction, study: StudyHead, schedule_id: UUID) -> tuple[Arm, ...]:
+        """Return arms and treatment words as the approver of a list signed them, whatever the table of arms says by now."""
+        if schedule_id not in self._arms:
+            self.verify_list(tx, study, schedule_id)
+        return self._arms[schedule_id]
 
     def prove_kit(self, tx: Transaction, study: StudyHead, consignment_id: UUID, map_index: int, leaf: bytes) -> None:
         """Return when the leaf stands in the consignment's signed kit map; raise ``IntegrityBroken`` otherwise."""
@@ -69,6 +79,7 @@ class CommitmentKeeper:
             list_commitment_text(str(self._deployment_id), study.study_code, str(schedule_id), root),
         )
         with self._lock:
+            self._arms[schedule_id] = Specification.from_document(json.loads(specification)).arms
             for stratum in kept.strata:
                 self._trees[stratum.tree_id] = TileTree(stratum.slot_count, stratum.root)
                 self._slot_trees[schedule_id, stratum.stratum_id] = stratum.tree_id

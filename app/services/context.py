@@ -8,7 +8,7 @@ from typing import Final
 from uuid import UUID
 
 from app.domain.entropy import Entropy
-from app.domain.words import Action, Mode, StudyCode
+from app.domain.words import Action, Factor, Mode, StudyCode
 from app.identity.attempts import Strangers
 from app.identity.passwords import Passwords
 from app.identity.tokens import token_digest
@@ -66,6 +66,8 @@ class Deployment:
     noise: NoiseMeter
     limits: Limits
     strangers: Strangers = field(default_factory=Strangers)
+    factors: dict[UUID, tuple[Factor, ...]] = field(default_factory=dict)
+    """Stratification factors by study, as they were read; they never change."""
 
     def new_id(self) -> UUID:
         """Return a random row id (UUIDv4): it tells neither order nor time (rule B3)."""
