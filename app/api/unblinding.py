@@ -47,6 +47,16 @@ RecipientKey = Annotated[
     StringConstraints(min_length=44, max_length=44, pattern=r"^[A-Za-z0-9+/]{43}=$"),
     Field(description="base64 of the 32 bytes of an X25519 public key; the answer is then HPKE (RFC 9180)"),
 ]
+RowId = Annotated[UUID, Field(examples=["3f0c9b5e-6f0e-4c5e-9a59-3d1c6a4f2b10"])]
+Subject = Annotated[str, Field(examples=["01-0007"])]
+ArmCode = Annotated[str, Field(examples=["HUCMSC"])]
+Treatment = Annotated[str, Field(examples=["Hormone replacement therapy + HUC-MSCs transplantation"])]
+KitCodes = Annotated[
+    list[str], Field(examples=[["K7XQ4M2PF"]], description="every kit of the subject, the first one first")
+]
+Moment = Annotated[Time, Field(examples=["2026-11-22T09:14:03+00:00"])]
+PersonName = Annotated[str, Field(examples=["dr.wang"])]
+Status = Annotated[str, Field(examples=["authorised"], description="`withheld` when the answer could not leave")]
 ReasonCodeField = Literal[
     "serious_adverse_event",
     "overdose",
@@ -88,17 +98,17 @@ class CodeBreakRequest(Body):
 class CodeBreakRead(Answer):
     """The treatment of one subject, for who broke the code and for nobody else (rule D6)."""
 
-    code_break_id: UUID
+    code_break_id: RowId
     subject_id: Annotated[str | None, Field(examples=["01-0007"], description="null for a kit that nobody was given")]
-    arm_code: Annotated[str, Field(examples=["HUCMSC"])]
-    treatment: Annotated[str, Field(examples=["Hormone replacement therapy + HUC-MSCs transplantation"])]
-    kit_codes: Annotated[list[str], Field(examples=[["K7XQ4M2PF"]])]
-    revealed_at: Annotated[Time, Field(examples=["2026-11-22T09:14:03+00:00"])]
+    arm_code: ArmCode
+    treatment: Treatment
+    kit_codes: KitCodes
+    revealed_at: Moment
     receipt: ReceiptRead | None
 
 
 class NarrativeRequest(Body):
-    """What happened, told after the break; as often as once."""
+    """What happened, told after the break, once."""
 
     narrative: Narrative
 
@@ -106,26 +116,26 @@ class NarrativeRequest(Body):
 class NarrativeRead(Answer):
     """That the narrative was given; its text is in the restricted part of the trail."""
 
-    code_break_id: UUID
-    narrated_at: Time
+    code_break_id: RowId
+    narrated_at: Moment
     receipt: ReceiptRead | None
 
 
 class CodeBreakRecordRead(Answer):
     """A line of the register; it has no field that could hold a treatment."""
 
-    code_break_id: UUID
-    subject_id: str | None
-    kit_code: Annotated[str | None, Field(description="the kit by whose code it was asked")]
-    site_code: str | None
-    reason_code: str
-    status: Annotated[str, Field(examples=["authorised", "withheld"])]
-    broken_at: Time
-    broken_by: str
-    role: str
-    by_kit_code: bool
-    own_site: bool
-    narrated_at: Time | None
+    code_break_id: RowId
+    subject_id: Subject | None
+    kit_code: Annotated[str | None, Field(examples=["K7XQ4M2PF"], description="the kit by whose code it was asked")]
+    site_code: Annotated[str | None, Field(examples=["01"])]
+    reason_code: Annotated[str, Field(examples=["serious_adverse_event"])]
+    status: Status
+    broken_at: Moment
+    broken_by: PersonName
+    role: Annotated[str, Field(examples=["investigator"])]
+    by_kit_code: Annotated[bool, Field(examples=[False])]
+    own_site: Annotated[bool, Field(examples=[True])]
+    narrated_at: Moment | None
 
 
 class SafetyUnblindingRequest(Body):
@@ -138,23 +148,23 @@ class SafetyUnblindingRequest(Body):
 class SafetyUnblindingRead(Answer):
     """The treatment of one subject, for the safety officer and for nobody else (UNB-02)."""
 
-    safety_unblinding_id: UUID
-    subject_id: str
-    arm_code: str
-    treatment: str
-    kit_codes: list[str]
-    revealed_at: Time
+    safety_unblinding_id: RowId
+    subject_id: Subject
+    arm_code: ArmCode
+    treatment: Treatment
+    kit_codes: KitCodes
+    revealed_at: Moment
     receipt: ReceiptRead | None
 
 
 class SafetyRecordRead(Answer):
     """A line of the safety officer's register, without treatment."""
 
-    safety_unblinding_id: UUID
-    subject_id: str
-    status: str
-    unblinded_at: Time
-    unblinded_by: str
+    safety_unblinding_id: RowId
+    subject_id: Subject
+    status: Status
+    unblinded_at: Moment
+    unblinded_by: PersonName
 
 
 class FinalUnblindingRequest(Body):
@@ -167,9 +177,9 @@ class FinalUnblindingRequest(Body):
 class FinalUnblindingRead(Answer):
     """A request that waits for a list approver."""
 
-    request_id: UUID
-    requested_at: Time
-    requested_by: str
+    request_id: RowId
+    requested_at: Moment
+    requested_by: PersonName
     receipt: ReceiptRead | None
 
 
