@@ -1,0 +1,129 @@
+"""What the records of a deployment must say after any traffic and any crash, read from the database and from the trail's export."""
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row, func, select
+
+from app.domain.words import Action, KitStatus
+from app.storage import tables
+from app.storage.database import Database, Transaction
+from tests.reliability.service import OpenStudy, Service
+
+_a = tables.allocation.c
+_ka = tables.kit_assignment.c
+_k = tables.kit.c
+_e = tables.trail_entry.c
+
+
+def check_records(service: Service, study: OpenStudy, folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Return each allocated subject's numbers once everything is consistent; fails otherwise.
+
+    Slots in list order without a gap, no kit twice, one entry for each allocation in the order of the list, no claim without
+    its answer, and a trail that the offline verifier accepts against the checkpoints outside the database.
+    """
+    database = Database(service.url)
+    try:
+        with database.transaction() as tx:
+            allocations = _allocations(tx, study.code)
+            _check_slots(tx, study.code, allocations)
+            _check_kits(tx, study.code, allocations)
+            _check_entries(tx, study.code, allocations)
+            unanswered = select(func.count()).where(
+                tables.stored_answer.c.sealed_small.is_(None), tables.stored_answer.c.sealed_large.is_(None)
+            )
+            assert tx.execute(unanswered).scalar_one() == 0
+    finally:
+        database.close()
+    _check_export(service, study, folder)
+    return {row.subject_id: row._asdict() for row in allocations}
+
+
+def _allocations(tx: Transaction, code: str) -> list[Row[Any]]:
+    rows = tx.execute(
+        select(
+            _a.subject_id,
+            _a.stratum_id,
+            _a.ordinal,
+            _a.position,
+            _a.schedule_id,
+            _a.randomization_number,
+            _k.kit_code,
+            _k.status,
+        )
+        .join_from(tables.allocation, tables.study, tables.study.c.study_id == _a.study_id)
+        .outerjoin(tables.kit_assignment, (_ka.study_id == _a.study_id) & (_ka.subject_key == _a.subject_key))
+        .outerjoin(tables.kit, (_k.study_id == _ka.study_id) & (_k.kit_id == _ka.kit_id))
+        .where(tables.study.c.study_code == code)
+        .order_by(_a.stratum_id, _a.ordinal)
+    )
+    return list(rows.all())
+
+
+def _check_slots(tx: Transaction, code: str, allocations: list[Row[Any]]) -> None:
+    by_stratum = defaultdict(list)
+    for row in allocations:
+        assert row.position == row.ordinal
+        by_stratum[row.stratum_id].append(row.ordinal)
+    counted = tx.execute(
+        select(tables.stratum.c.stratum_id, tables.stratum.c.allocated)
+        .join(tables.study, tables.study.c.study_id == tables.stratum.c.study_id)
+        .where(tables.study.c.study_code == code)
+    )
+    for row in counted:
+        assert by_stratum[row.stratum_id] == list(range(row.allocated))
+    numbers = {row.randomization_number for row in allocations}
+    assert len(numbers) == len(allocations)
+
+
+def _check_kits(tx: Transaction, code: str, allocations: list[Row[Any]]) -> None:
+    given = [row.kit_code for row in allocations]
+    assert None not in given
+    assert len(set(given)) == len(given) == len({row.subject_id for row in allocations})
+    assert {row.status for row in allocations} <= {KitStatus.ASSIGNED.value}
+    assigned = tx.execute(
+        select(func.count())
+        .select_from(tables.kit)
+        .join(tables.study, tables.study.c.study_id == _k.study_id)
+        .where(tables.study.c.study_code == code, _k.status == KitStatus.ASSIGNED.value)
+    )
+    assert assigned.scalar_one() == len(given)
+
+
+def _check_entries(tx: Transaction, code: str, allocations: list[Row[Any]]) -> None:
+    """The trail and the allocations one to one, and the entries of each stratum in the order of its list."""
+    bodies = tx.execute(
+        select(_e.body)
+        .join(tables.study, tables.study.c.study_id == _e.study_id)
+        .where(tables.study.c.study_code == code, _e.action == Action.ALLOCATE)
+        .order_by(_e.log_index)
+    ).scalars()
+    entered = [entry["after"] for entry in map(json.loads, bodies) if entry["outcome"] == "done"]
+    rows = {row.randomization_number: row for row in allocations}
+    assert len(entered) == len(rows)
+    in_order: dict[object, list[int]] = defaultdict(list)
+    for after in entered:
+        row = rows[after["randomization_number"]]
+        assert after["kit_code"] == row.kit_code
+        in_order[row.stratum_id].append(row.ordinal)
+    for ordinals in in_order.values():
+        assert ordinals == list(range(len(ordinals)))
+
+
+def _check_export(service: Service, study: OpenStudy, folder: Path) -> None:
+    export = folder / "export.jsonl"
+    export.write_bytes(study.trial.export_trail())
+    verifier = str(files("app") / "verifier.py")
+    finished = subprocess.run(
+        [sys.executable, "-I", verifier, "trail", str(export), "--sink", str(service.sink)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
