@@ -6,10 +6,12 @@ What is answered comes from the bytes that were hashed; the columns beside them 
 import hmac
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, cast
+from functools import partial
+from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
 from app.domain.merkle import (
@@ -24,16 +26,18 @@ from app.domain.merkle import (
 )
 from app.domain.sealed import Column, SealContext
 from app.domain.words import Action, Role, StudyCode, SubjectKey, subject_key
-from app.errors import IllegalTransition, IntegrityBroken, Invalid, Missing, RollbackSuspected
+from app.errors import DatabaseUnavailable, IllegalTransition, IntegrityBroken, Invalid, Missing, RollbackSuspected
 from app.services import exports, pages
 from app.services.audited import Act, Receipt, audited
 from app.services.checkpoints import LogState, log_name
 from app.services.context import RequestContext
 from app.services.exports import ExportPart
 from app.storage import studies, trail
-from app.storage.database import TryAgain
+from app.storage.database import Transaction, TryAgain
 from app.storage.studies import StudyHead
 from app.storage.trail import Entry, EntryFilter, Head
+
+T = TypeVar("T")
 
 _WITHOUT_SUBJECTS: Final = frozenset({Role.STATISTICIAN, Role.LIST_APPROVER, Role.SUPPLY_MANAGER})
 """Who reads nothing about subjects before the final unblinding (rule B10)."""
@@ -418,8 +422,7 @@ def export_trail(ctx: RequestContext, study: StudyCode) -> Iterator[bytes]:
 
     export = audited(ctx, Action.EXPORT_TRAIL, work, study=study)
     receipt = cast("Receipt", export.receipt)
-    with ctx.deployment.database.transaction() as tx:
-        parts = exports.export_parts(ctx.deployment, tx, export.study, receipt.log_index + 1)
+    parts = _read_apart(ctx, lambda tx: exports.export_parts(ctx.deployment, tx, export.study, receipt.log_index + 1))
     return _stream(ctx, parts)
 
 
@@ -435,18 +438,19 @@ def _stream(ctx: RequestContext, parts: Sequence[ExportPart]) -> Iterator[bytes]
     for part in parts:
         yield part.header
         for begin in range(0, part.size, exports.PAGE):
-            yield b"".join(_page(ctx, part, begin))
+            page: list[bytes] = _read_apart(ctx, partial(exports.export_page, part=part, begin=begin))
+            yield b"".join(page)
 
 
-def _page(ctx: RequestContext, part: ExportPart, begin: int) -> list[bytes]:
+def _read_apart(ctx: RequestContext, read: Callable[[Transaction], list[T]]) -> list[T]:
+    """Return what is read in a short transaction of its own; raise ``DatabaseUnavailable`` when none can be had."""
     for _ in range(_TRIES):
         try:
             with ctx.deployment.database.transaction() as tx:
-                return exports.export_page(tx, part, begin)
+                return read(tx)
         except TryAgain:
             time.sleep(_PAUSE)
-    with ctx.deployment.database.transaction() as tx:
-        return exports.export_page(tx, part, begin)
+    raise DatabaseUnavailable
 
 
 # -- after a suspected rollback
@@ -475,5 +479,7 @@ def declare_recovery(ctx: RequestContext, statement: str) -> RecoveryStatement:
         return RecoveryStatement(act.now, logs)
 
     declared = audited(ctx, Action.DECLARE_RECOVERY, work)
-    ctx.deployment.checkpoints.compare(ctx.deployment.database)
+    # It is declared and durable; when the comparison cannot be had now, the keeper's next one opens the service again.
+    with suppress(TryAgain, DatabaseUnavailable):
+        ctx.deployment.checkpoints.compare(ctx.deployment.database)
     return declared
