@@ -127,6 +127,7 @@ def create_app(settings: Settings, around: Surroundings | None = None) -> FastAP
         redoc_url=None,
         openapi_url="/openapi.json",
     )
+    app.state.backup_contact = settings.backup_contact
     around.database.be_the_only_process()
     try:
         app.state.deployment = unseal(around, settings.mode)

@@ -44,14 +44,14 @@ class KeyProvider(Protocol):
 class KeyFileProvider:
     """The embedded default: wraps with AES-256-GCM under a key that a file holds.
 
-    Raises ``KeyUnavailable`` for a file that is missing or holds something else, ``UnsafeSetting`` for one
-    that others can read.
+    The file is read when it is needed, so that a service can start sealed and say why. Wrapping and unwrapping
+    raise ``KeyUnavailable`` for a file that is missing or holds something else, ``UnsafeSetting`` for one that
+    others can read.
     """
 
     def __init__(self, path: Path, entropy: Entropy) -> None:
         self._path = path
         self._entropy = entropy
-        self._cipher = AESGCM(_read_key(path))
 
     def __repr__(self) -> str:
         return f"<KeyFileProvider {self._path}>"
@@ -96,17 +96,21 @@ class KeyFileProvider:
     def wrap(self, secret: bytes, context: bytes) -> str:
         """Return ``secret`` wrapped under the file's key and bound to ``context``."""
         nonce = self._entropy.draw("nonce", NONCE_LENGTH)
-        return write_token(_KEY_ID, nonce, self._cipher.encrypt(nonce, secret, context))
+        return write_token(_KEY_ID, nonce, self._cipher().encrypt(nonce, secret, context))
 
     def unwrap(self, wrapped: str, context: bytes) -> bytes:
         """Return what was wrapped. Raises ``KeyUnavailable`` for another key, context or wrapped text."""
+        cipher = self._cipher()
         try:
             # The key id of the text is not asked: only one key is here, and only what it wrapped opens.
             _, nonce, box = read_token(wrapped)
-            return open_box(self._cipher, nonce, box, context)
+            return open_box(cipher, nonce, box, context)
         except SealBroken:
             message = f"The key file {self._path} does not open the secret of this deployment."
             raise KeyUnavailable(message) from None
+
+    def _cipher(self) -> AESGCM:
+        return AESGCM(_read_key(self._path))
 
 
 def _read_key(path: Path) -> bytes:

@@ -9,7 +9,6 @@ from app.domain.studies import StudyDefinition, check_definition
 from app.domain.words import (
     Action,
     Arm,
-    ConsignmentStatus,
     Factor,
     Mode,
     Role,
@@ -21,7 +20,8 @@ from app.domain.words import (
 from app.errors import Forbidden, IllegalTransition, Invalid, SiteNotReady
 from app.services.audited import Act, audited
 from app.services.context import RequestContext
-from app.storage import kits, people, schedules, studies
+from app.services.stock import holds_floor
+from app.storage import people, schedules, studies
 from app.storage.studies import Definition, Site, StudyHead
 
 
@@ -148,8 +148,9 @@ def activate_site(ctx: RequestContext, study: StudyCode, site_code: SiteCode) ->
             missing.append("two investigators there with a password and a second factor of their own")
         if not schedules.has_status(act.tx, study_id, ScheduleStatus.ACTIVE):
             missing.append("an active allocation list")
-        if not kits.has_consignment(act.tx, study_id, site_code, ConsignmentStatus.ASSIGNABLE):
-            missing.append("a consignment with kits of every arm, received in full")
+        arms = [arm.arm_code for arm in studies.list_arms(act.tx, study_id)]
+        if not holds_floor(act, site_code, site.timezone, arms):
+            missing.append("a consignment with kits of every arm to the floor, received in full")
         if not act.study.backup_contact:
             missing.append("a back-up contact for code breaks")
         if missing:

@@ -108,18 +108,6 @@ def _sealed_kit(row: Row[Any]) -> SealedKit:
     )
 
 
-def has_consignment(tx: Transaction, study_id: UUID, site_code: SiteCode, status: ConsignmentStatus) -> bool:
-    """Return whether a site has a consignment of this status."""
-    return (
-        tx.execute(
-            select(_c.consignment_id)
-            .where(_c.study_id == study_id, _c.site_code == site_code, _c.status == status)
-            .limit(1)
-        ).first()
-        is not None
-    )
-
-
 # -- which kit was given to whom ---------------------------------------------------------------------------------------
 
 

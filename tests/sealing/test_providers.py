@@ -142,7 +142,7 @@ class TestKeyFile:
         key_file(tmp_path)
         (tmp_path / "key").chmod(mode)
         with pytest.raises(UnsafeSetting, match=rf"open to others \(mode {mode:04o}\).*mode 0600"):
-            key_file(tmp_path)
+            key_file(tmp_path).wrap(SECRET, CONTEXT)
 
     @pytest.mark.parametrize("mode", [0o600, 0o400])
     def test_owner_alone(self, tmp_path: Path, mode: int) -> None:
@@ -150,12 +150,12 @@ class TestKeyFile:
         key_file(tmp_path)
         (tmp_path / "key").chmod(mode)
         (tmp_path / "link").symlink_to(tmp_path / "key")
-        KeyFileProvider(tmp_path / "link", SeededEntropy())
+        KeyFileProvider(tmp_path / "link", SeededEntropy()).wrap(SECRET, CONTEXT)
 
     def test_missing(self, tmp_path: Path) -> None:
         """Without its key file the service stays sealed. (rule F2)"""
         with pytest.raises(KeyUnavailable, match="cannot be read: No such file or directory"):
-            KeyFileProvider(tmp_path / "absent", SeededEntropy())
+            KeyFileProvider(tmp_path / "absent", SeededEntropy()).wrap(SECRET, CONTEXT)
 
     def test_folder_or_pipe(self, tmp_path: Path) -> None:
         """Something else in the file's place is refused, and never waited for."""
@@ -163,7 +163,7 @@ class TestKeyFile:
         os.mkfifo(tmp_path / "pipe", mode=0o600)
         for name in ("folder", "pipe"):
             with pytest.raises(UnsafeSetting, match="not a regular file"):
-                KeyFileProvider(tmp_path / name, SeededEntropy())
+                KeyFileProvider(tmp_path / name, SeededEntropy()).wrap(SECRET, CONTEXT)
 
     @pytest.mark.parametrize(
         "content",
@@ -186,5 +186,5 @@ class TestKeyFile:
     def test_garbage(self, tmp_path: Path, content: bytes) -> None:
         """A file of any other content is refused, and its content is not shown. (rule F2)"""
         with pytest.raises(KeyUnavailable, match="not a key file of this service") as refused:
-            KeyFileProvider(written(tmp_path / "key", content), SeededEntropy())
+            KeyFileProvider(written(tmp_path / "key", content), SeededEntropy()).wrap(SECRET, CONTEXT)
         assert b64encode(SECRET).decode() not in str(refused.value)

@@ -1,0 +1,116 @@
+"""The README is true: its commands run, its settings are the settings, its map is the house."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from app.domain.words import Role
+from app.settings import Settings
+
+ROOT: Final = Path(__file__).parent.parent
+README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
+PORT: Final = "8123"
+
+CURL: Final = '''
+"""Stands for curl, with the options of the tour, where there is none."""
+import base64, sys, urllib.error, urllib.request
+headers, data, url, show, words = {}, None, "", False, iter(sys.argv[1:])
+for word in words:
+    if word == "-H":
+        name, _, value = next(words).partition(": ")
+        headers[name] = value
+    elif word == "-d":
+        data = next(words).encode()
+    elif word == "-u":
+        headers["Authorization"] = "Basic " + base64.b64encode(next(words).encode()).decode()
+    elif word == "-i":
+        show = True
+    elif word != "-s":
+        url = word
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+try:
+    answer = opener.open(urllib.request.Request(url, data, headers))
+except urllib.error.HTTPError as error:
+    answer = error
+if show:
+    print(f"HTTP/1.1 {answer.status} {answer.reason}")
+    print(answer.headers)
+sys.stdout.write(answer.read().decode())
+'''
+
+
+def section(title: str) -> str:
+    """Return the text under a heading of the README."""
+    return re.split(r"^## ", README.split(f"## {title}\n", 1)[1], flags=re.MULTILINE)[0]
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+class TestTour:
+    def test_runs_as_it_stands(self, tmp_path: Path) -> None:
+        """The five-minute tour ends in an allocation without an arm, a challenge, and a treatment. [EUB-03, USR-15]"""
+        script = "\n".join(re.findall(r"^```sh\n(.*?)^```", section("Five minutes"), re.MULTILINE | re.DOTALL))
+        tools = tmp_path / "bin"
+        tools.mkdir()
+        (tools / "python").symlink_to(sys.executable)
+        (tools / "snose").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m app.cli "$@"\n')
+        if shutil.which("curl") is None:
+            (tools / "curl.py").write_text(CURL)
+            (tools / "curl").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tools / "curl.py"}" "$@"\n')
+            (tools / "curl").chmod(0o755)
+        (tools / "snose").chmod(0o755)
+        finished = subprocess.run(
+            ["/bin/bash", "-euo", "pipefail", "-c", script.replace(PORT, free_port())],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "no_proxy": "*"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        allocated, _, rest = finished.stdout.partition("HTTP/1.1 401")
+        assert json.loads(allocated)["subject_id"] == "01-0001", finished.stderr
+        assert "insufficient_user_authentication" in rest
+        broken = json.loads(rest[rest.rindex('{"code_break_id"') :])
+        assert broken["kit_codes"] == [json.loads(allocated)["kit_code"]]
+        assert broken["treatment"].startswith("Hormone replacement therapy + ")
+        assert broken["arm_code"] not in allocated
+
+
+class TestFacts:
+    def test_settings(self) -> None:
+        """Every setting stands in the README with its default, and no other does."""
+        told = dict(re.findall(r"^\| `SNOSE_(\w+)` \| (.*?) \|", section("Configuration"), re.MULTILINE))
+        assert {name.lower() for name in told} == set(Settings.model_fields)
+        for name, default in told.items():
+            value = Settings.model_fields[name.lower()].default
+            shown = {None: "", False: "`false`", "": ""}.get(value, f"`{value}`")
+            assert default.strip() == shown, name
+
+    def test_roles(self) -> None:
+        """Every role stands in the README."""
+        assert set(re.findall(r"^\| `(\w+)` \|", section("Roles"), re.MULTILINE)) == {role.value for role in Role}
+
+    def test_paths(self) -> None:
+        """Every file that the README names is there."""
+        named = set(re.findall(r"`((?:app|tests|migrations)/[\w/.]+)`", README))
+        assert named
+        assert not [path for path in named if not (ROOT / path).exists()]
+
+    @pytest.mark.parametrize("command", ["snose demo --exit", "pytest"])
+    def test_two_commands(self, command: str) -> None:
+        """The two commands stand on lines of their own, ready to be copied. [Done 1]"""
+        lines = [line for line in section("Two commands").splitlines() if line.startswith("pip install")]
+        assert any(command in line for line in lines)
