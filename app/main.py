@@ -126,6 +126,8 @@ def create_app(settings: Settings, around: Surroundings | None = None) -> FastAP
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        # A redirect would lead to the host that the caller named in a header.
+        redirect_slashes=False,
     )
     app.state.backup_contact = settings.backup_contact
     around.database.be_the_only_process()

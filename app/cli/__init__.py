@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
+from pydantic import ValidationError
 
 from app.cli import demo as demo_command
 from app.cli.serving import serve as serve_until_stopped
@@ -37,16 +38,20 @@ def main() -> None:
     try:
         command()
     except SnoseError as error:
-        typer.echo(f"{error.message} {error.advice if not error.message else ''}".strip(), err=True)
+        typer.echo(error.message, err=True)
+        sys.exit(1)
+    except ValidationError as error:
+        for fault in error.errors():
+            typer.echo(f"SNOSE_{'_'.join(map(str, fault['loc'])).upper()}: {fault['msg']}", err=True)
         sys.exit(1)
 
 
-def _say(as_json: bool, values: dict[str, object], text: str) -> None:  # noqa: FBT001  # the option of every command
+def _say(as_json: bool, values: dict[str, object], text: str) -> None:  # the option of every command
     typer.echo(json.dumps(values) if as_json else text)
 
 
 @command.command()
-def demo(  # noqa: PLR0913  # one parameter for each option of api.md
+def demo(  # one parameter for each option of api.md
     subjects: Annotated[int, typer.Option(min=1, max=320, help="How many of the 320 to enrol.")] = 320,
     *,
     exit_: Annotated[bool, typer.Option("--exit", help="End after the summary.")] = False,

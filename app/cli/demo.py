@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -72,6 +72,9 @@ ACTORS: Final = (
     Role.SUPPLY_MANAGER,
 )
 """Who acts in the run; nobody of them is listed, so that no one-time code of a listed person is spent."""
+
+Advance = Callable[[int], None]
+"""Moves the bar by so many steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,14 +277,14 @@ def _invite(trial: Trial) -> tuple[list[Person], Person]:
     return listed, admin
 
 
-def _prepare(trial: Trial, advance: "Advance") -> None:
+def _prepare(trial: Trial, advance: Advance) -> None:
     """Take the study from its registry record to an open one with an active list and a stocked site."""
     for step in (trial.register, trial.make_list, trial.stock, trial.open):
         step()
         advance(1)
 
 
-def _whole_trial(trial: Trial, options: Options, folder: Path, advance: "Advance") -> dict[str, Any]:
+def _whole_trial(trial: Trial, options: Options, folder: Path, advance: Advance) -> dict[str, Any]:
     """Enrol, break one code, close, unblind and verify; return the summary."""
     for number in range(1, options.subjects + 1):
         trial.enrol(number)
@@ -322,13 +325,10 @@ def _opened(package: Path) -> tuple[Counter[str], int]:
 def _verified(arguments: Sequence[str]) -> bool:
     """Return whether the offline verifier, a process that shares nothing with the service, finds everything in order."""
     verifier = str(files("app") / "verifier.py")
-    finished = subprocess.run(
+    finished = subprocess.run(  # noqa: S603  # our own file, by our own interpreter, without a shell
         [sys.executable, "-I", verifier, *arguments], check=False, stdout=sys.stderr, stderr=sys.stderr
     )
     return finished.returncode == 0
-
-
-Advance = Any
 
 
 @contextmanager

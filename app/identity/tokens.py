@@ -14,8 +14,8 @@ from app.domain.entropy import Entropy
 from app.errors import NotAuthenticated, WrongCredentials
 
 # The prefixes let scanners of repositories and logs find what should not be there.
-_TOKEN: Final = "snose_"  # noqa: S105  # a prefix, not a secret
-_CLIENT_SECRET: Final = "snose_client_"  # noqa: S105  # a prefix, not a secret
+_TOKEN: Final = "snose_"  # a prefix, not a secret
+_CLIENT_SECRET: Final = "snose_client_"  # a prefix, not a secret
 _LENGTH: Final = 32
 # 256 bits are 43 characters, the last of which carries four bits: one token has one spelling.
 _RANDOM_PART: Final = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
