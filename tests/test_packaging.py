@@ -210,8 +210,8 @@ class TestReadme:
         gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace(" --quiet", "")
         assert INSTALL in gate
         assert "pip install --no-deps --no-build-isolation -e ." in gate
-        assert re.search(r"&& pytest$", readme, re.MULTILINE)
-        assert re.search(r"^pytest ", gate, re.MULTILINE)
+        assert re.search(r"&& pytest -n 2$", readme, re.MULTILINE)
+        assert re.search(r"^pytest -n 2 ", gate, re.MULTILINE)
 
 
 class TestDockerfile:

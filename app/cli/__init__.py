@@ -99,7 +99,11 @@ def serve() -> None:
     settings = Settings()
     configure_logs()
     if settings.mode is Mode.LIVE:
-        safety.refuse_unsafe(surroundings(settings), settings.plain_host())
+        around = surroundings(settings)
+        try:
+            safety.refuse_unsafe(around, settings.plain_host())
+        finally:
+            around.database.close()
     serve_until_stopped(settings)
 
 
@@ -125,7 +129,9 @@ def migrate_(
 def doctor(*, as_json: AsJson = False) -> None:
     """Name each unsafe setting and how to mend it."""
     settings = Settings()
-    found = safety.findings(surroundings(settings), settings.plain_host())
+    around = surroundings(settings)
+    found = safety.findings(around, settings.plain_host())
+    around.database.close()
     if as_json:
         typer.echo(json.dumps({"findings": [{"what": one.what, "mend": one.mend} for one in found]}))
     elif not found:
