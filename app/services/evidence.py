@@ -126,7 +126,7 @@ def open_binding(act: Act, place: AllocationPlace | KitAssignmentPlace, sealed: 
 
 
 def open_allocation(act: Act, allocation: Allocation, first_kit_id: UUID) -> Binding:
-    """Return what was bound to a subject; raise ``IntegrityBroken`` unless the slot says the same.
+    """Return what was bound to a subject; raise ``IntegrityBroken`` unless slot and signed words say the same.
 
     ``first_kit_id`` is the kit that came with the allocation: the binding is bound to it too (rule C3).
     """
@@ -144,6 +144,10 @@ def open_allocation(act: Act, allocation: Allocation, first_kit_id: UUID) -> Bin
     binding = open_binding(act, place, allocation.sealed_binding)
     if contents.arm_code != binding.arm_code or contents.randomization_number != allocation.randomization_number:
         message = "What was bound to the subject is not what the slot holds."
+        raise IntegrityBroken(message)
+    signed = act.deployment.commitments.signed_arms(act.tx, act.study, allocation.schedule_id)
+    if (binding.arm_code, binding.treatment) not in {(arm.arm_code, arm.treatment) for arm in signed}:
+        message = "The treatment that was bound to the subject is not the one that the approver signed."
         raise IntegrityBroken(message)
     return binding
 

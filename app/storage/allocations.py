@@ -9,9 +9,10 @@ from uuid import UUID
 
 from sqlalchemy import Row, and_, bindparam, insert, or_, select
 
+from app.domain import words
 from app.domain.sealed import Sealed
 from app.domain.words import KitCode, KitStatus, RandomizationNumber, SiteCode, SubjectId, SubjectKey
-from app.errors import Missing
+from app.errors import IntegrityBroken, Invalid, Missing
 from app.storage import kits, tables
 from app.storage.database import AlreadyThere, Transaction
 from app.storage.kits import KitAssignment
@@ -85,10 +86,21 @@ def add_allocation(tx: Transaction, study_id: UUID, allocation: Allocation, firs
 
 
 def _allocation(row: Row[Any]) -> Allocation:
+    if not _is_spelling_of(row.subject_id, row.subject_key):
+        message = "The spelling of a subject is another subject's."
+        raise IntegrityBroken(message)
     values = {name: getattr(row, name) for name in Allocation.__dataclass_fields__}
     values["strata_used"] = json.loads(row.strata_used)
     values["sealed_binding"] = Sealed(row.sealed_binding)
     return Allocation(**values)
+
+
+def _is_spelling_of(subject_id: str, subject_key: str) -> bool:
+    """Return whether a spelling belongs to its row: under another subject's an answer would be taken for that one's."""
+    try:
+        return words.subject_key(subject_id) == subject_key
+    except Invalid:
+        return False
 
 
 def find_allocation(tx: Transaction, study_id: UUID, subject_key: SubjectKey) -> Allocation | None:
@@ -122,9 +134,7 @@ def list_allocations(
         query = query.where(_a.site_code.in_(list(sites)))
     if after is not None:
         at, allocation_id = after
-        query = query.where(
-            or_(_a.allocated_at > at, and_(_a.allocated_at == at, _a.allocation_id > allocation_id))
-        )
+        query = query.where(or_(_a.allocated_at > at, and_(_a.allocated_at == at, _a.allocation_id > allocation_id)))
     rows = tx.execute(query.order_by(_a.allocated_at, _a.allocation_id).limit(limit))
     return [_allocation(row) for row in rows]
 
@@ -135,9 +145,7 @@ def list_kit_codes(
     """Return the kits that each subject has now, the first assigned first: those assigned or dispensed, not replaced or returned."""
     rows = tx.execute(
         select(_ka.subject_key, _k.kit_code)
-        .join_from(
-            tables.kit_assignment, tables.kit, and_(_k.study_id == _ka.study_id, _k.kit_id == _ka.kit_id)
-        )
+        .join_from(tables.kit_assignment, tables.kit, and_(_k.study_id == _ka.study_id, _k.kit_id == _ka.kit_id))
         .where(
             _ka.study_id == study_id,
             _ka.subject_key.in_(list(subjects)),
@@ -169,16 +177,12 @@ def list_flags(
     flags: dict[SubjectKey, list[SubjectFlag]] = {subject: [] for subject in subjects}
     for row in rows:
         flags[row.subject_key].append(
-            SubjectFlag(
-                row.flag_id, row.subject_key, row.kind, json.loads(row.detail), row.flagged_at, row.flagged_by
-            )
+            SubjectFlag(row.flag_id, row.subject_key, row.kind, json.loads(row.detail), row.flagged_at, row.flagged_by)
         )
     return flags
 
 
-def list_unblinded(
-    tx: Transaction, study_id: UUID, subjects: Collection[SubjectKey]
-) -> Mapping[SubjectKey, datetime]:
+def list_unblinded(tx: Transaction, study_id: UUID, subjects: Collection[SubjectKey]) -> Mapping[SubjectKey, datetime]:
     """Return when the code of each subject was first broken, withheld answers included (rule D4)."""
     rows = tx.execute(
         select(_b.subject_key, _b.broken_at)

@@ -68,10 +68,12 @@ def _head(row: Row[Any]) -> Head:
     except ProofInvalid:
         # What is no end of a log carries no seal either. Who looks at the seal finds it broken, and code breaks go on.
         frontier, mac = Frontier(), b""
+    if frontier.size != row.size:
+        mac = b""
     return Head(row.study_id, row.segment, row.origin, frontier, row.last_at, mac)
 
 
-_HEADS: Final = select(_l.study_id, _l.segment, _l.origin, _l.frontier, _l.last_at, _l.mac)
+_HEADS: Final = select(_l.study_id, _l.segment, _l.origin, _l.size, _l.frontier, _l.last_at, _l.mac)
 
 
 def list_heads(tx: Transaction) -> list[Head]:

@@ -47,7 +47,7 @@ class NewEntry:
 _log = tables.log.c
 _e = tables.trail_entry.c
 _HEADS: Final = (
-    select(_log.segment, _log.origin, _log.frontier, _log.last_at, _log.mac)
+    select(_log.segment, _log.origin, _log.size, _log.frontier, _log.last_at, _log.mac)
     .where(_log.study_id == bindparam("study_id"))
     .order_by(_log.segment.desc())
     .limit(1)
@@ -114,6 +114,8 @@ def lock_head(tx: Transaction, study_id: UUID) -> LogHead | None:
     except ProofInvalid:
         # What is no end of a log carries no seal either: the door finds it broken, and code breaks go on in a new segment.
         frontier, mac = Frontier(), b""
+    if frontier.size != row.size:
+        mac = b""
     return LogHead(study_id, row.segment, row.origin, frontier, row.last_at, mac)
 
 

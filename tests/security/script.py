@@ -1,9 +1,9 @@
 """The demo's script, extended by everything that blinded people can do, played in process and recorded answer by answer.
 
-    with running(url, folder) as house:
-        play = Play.in_house(house, subjects=24)
-        play.run()
-        play.recorder.exchanges
+with running(url, folder) as house:
+    play = Play.in_house(house, subjects=24)
+    play.run()
+    play.recorder.exchanges
 """
 
 import hashlib
@@ -115,7 +115,7 @@ def listening() -> Iterator[Output]:
             cache_logger_on_first_use=False,
         )
         stack.callback(enable_created_metrics)
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types here
         for metric in set(REGISTRY._collector_to_names):
             if isinstance(metric, MetricWrapperBase) and metric._name.startswith("snose"):
                 metric.clear()
@@ -411,7 +411,7 @@ class Play(Trial):
     def flag(self) -> None:
         """Mark errors, correct strata, link a duplicate: kept and flagged."""
         investigator, subjects = self.who(Role.INVESTIGATOR), f"{self.study}/subjects"
-        body = {"category": "ineligible", "reason": "Found out later"}
+        body: dict[str, object] = {"category": "ineligible", "reason": "Found out later"}
         self.tell(investigator, "POST", f"{subjects}/{self.subject_id(2)}/error-mark", body, step_up=True)
         self.tell(investigator, "POST", f"{subjects}/{self.subject_id(2)}/error-mark", body)
         body = {"strata": {"sex": "f"}, "reason": "Typed wrongly"}

@@ -7,9 +7,10 @@ Twin (a) has the labels of the arms permuted just before anything is sealed, in 
 has another list and another kit map; twin (c) other block sizes. Both go down to the floor in the same running counts as the first
 (rule B2's note), and each subject's arm is another one.
 
-What is compared byte by byte: status, headers in order, body, of every answer to a blinded person, to the service's administrator
-and to nobody known; the log lines; the metrics; the public trail. Kit codes and randomization numbers are renamed by first appearance. A page of stock is in the order of the codes, which are chance: it
-is compared as a set. What differs by nature is masked field by field: ``MASKED`` is all of it.
+What is compared byte by byte: status, headers in order, and body of every answer to a blinded person, to the administrator of the
+service and to nobody known; the log lines; the metrics; the public trail. Kit codes and randomization numbers are renamed by first
+appearance. A page of stock, and a receipt, are in the order of the codes, which are chance: they are compared as sets. What differs
+by nature is masked field by field: ``MASKED`` is all of it.
 """
 
 import base64
@@ -41,7 +42,7 @@ from app.domain.schedules import (
 )
 from app.domain.words import BLINDED_ROLES, Action, Arm, ArmCode, Mode, Role, StudyCode
 from app.errors import StockInsufficient
-from app.services import consignments, kits, lists, stock
+from app.services import consignments, lists, stock
 from app.services.audited import Act
 from app.services.evidence import OpenedKit, open_kit
 from app.storage import kits as stored_kits
@@ -68,7 +69,9 @@ class Twin:
 
 BASE: Final = Twin("first")
 PERMUTED: Final = Twin("(a) labels permuted", is_permuted=True)
-OTHER_CHANCE: Final = Twin("(b) another list, another kit map", "second list", "second kits", "second numbers", fourth_is_like_third=True)
+OTHER_CHANCE: Final = Twin(
+    "(b) another list, another kit map", "second list", "second kits", "second numbers", fourth_is_like_third=True
+)
 OTHER_BLOCKS: Final = Twin("(c) other block sizes", "third list", block_sizes=(2, 8))
 
 
@@ -146,7 +149,12 @@ def permuted(length: int) -> Iterator[None]:
 
     def seal_swapped(act: Act, consignment_id: Any, code: Any, ordered: Sequence[Any]) -> Any:  # noqa: ANN401  # as it is
         product = {kit.arm_code: kit for kit in ordered}
-        return seal(act, consignment_id, code, [replace(product[swapped[kit.arm_code]], kit_code=kit.kit_code) for kit in ordered])
+        return seal(
+            act,
+            consignment_id,
+            code,
+            [replace(product[swapped[kit.arm_code]], kit_code=kit.kit_code) for kit in ordered],
+        )
 
     with (
         patch.object(schedules, "generate_blocks", generate_swapped),
@@ -196,7 +204,9 @@ def play(
         else:
             script.run_short()
         found = open_kits(house.deployment, StudyCode(script.protocol.study_code))
-        answered = [json.loads(one.body) for one in script.recorder.exchanges if one.method == "POST" and one.status == 201]
+        answered = [
+            json.loads(one.body) for one in script.recorder.exchanges if one.method == "POST" and one.status == 201
+        ]
         numbers = frozenset(one["randomization_number"] for one in answered if "randomization_number" in one)
         return Recording(
             twin, script.recorder.exchanges, output.log(), output.metrics(), house.bodies(), found, numbers, package
@@ -437,7 +447,11 @@ def _share_right(recording: Recording, order: Callable[[KitTruth], str]) -> floa
         gone.add(code)
         given = recording.kits[code]
         for kit in recording.kits.values():
-            if kit.consignment_code == given.consignment_code and kit.kit_code not in gone and order(kit) < order(given):
+            if (
+                kit.consignment_code == given.consignment_code
+                and kit.kit_code not in gone
+                and order(kit) < order(given)
+            ):
                 guesses += 1
                 right += kit.arm_code != given.arm_code
     return right / guesses
