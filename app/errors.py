@@ -73,7 +73,7 @@ class NotConfirmed(Invalid):
 class InvalidCode(Invalid):
     """A kit code or randomization number is malformed or has a wrong check character."""
 
-    code = "invalid_code"
+    code = "malformed_code"
     title = "The code is not well formed"
     advice = "Read the code from the label again; the last character checks the others."
 
