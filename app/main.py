@@ -27,11 +27,10 @@ from app.api import (
     unblinding,
 )
 from app.api.description import DescribedService
-from app.api.doors import Door, DoorRoute, context_of, deployment_of
+from app.api.doors import Door, DoorRoute, context_of, deployment_of, study_of
 from app.api.edge import Edge
 from app.api.problems import field_of, of_error, of_http, of_validation, request_id_of
 from app.domain.entropy import Entropy
-from app.domain.words import StudyCode
 from app.errors import KeyUnavailable, SnoseError
 from app.sealing.providers import KeyFileProvider
 from app.services import audited
@@ -174,8 +173,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
         deployment_of(request)
         context = getattr(request.state, "context", None) or context_of(request)
         fields = sorted({field_of(fault["loc"]) for fault in invalid.errors()})
-        study = request.path_params.get("study")
-        await run_in_threadpool(audited.admit_invalid, context, StudyCode(study) if study is not None else None, fields)
+        await run_in_threadpool(audited.admit_invalid, context, study_of(request), fields)
     except SnoseError as refusal:
         return of_error(refusal, request_id_of(request))
     return of_validation(invalid, request_id_of(request))

@@ -13,10 +13,12 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from app.api.problems import MalformedRequest
-from app.domain.words import Action
+from app.api.schemas import STUDY_CODE
+from app.domain.words import Action, StudyCode
 from app.errors import KeyUnavailable, NotAuthenticated, RevealUnavailable
 from app.services import audited
 from app.services.context import SEALED_MESSAGE, Deployment, RequestContext, token_digest_of
@@ -179,11 +181,15 @@ async def _read_body(request: Request, route: DoorRoute) -> None:
     """Check size, media type and JSON, and keep the fingerprint; raises `MalformedRequest` (rule G2)."""
     limit = MAX_IMPORT if route.action is Action.CREATE_CONSIGNMENT else MAX_BODY
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            message = f"The body is larger than {limit} bytes."
-            raise MalformedRequest(message, 413)
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                message = f"The body is larger than {limit} bytes."
+                raise MalformedRequest(message, 413)
+    except ClientDisconnect:
+        message = "The body did not arrive in full."
+        raise MalformedRequest(message, 400) from None
     content = bytes(body)
     # The body was read here, within its limit; the framework finds it where it would have kept it itself.
     request._body = content  # noqa: SLF001
@@ -244,6 +250,17 @@ def deployment_of(request: Request) -> Deployment:
             raise RevealUnavailable(SEALED_MESSAGE, backup_contact=request.app.state.backup_contact)
         raise KeyUnavailable(SEALED_MESSAGE)
     return deployment
+
+
+def study_of(request: Request) -> StudyCode | None:
+    """Return the study that a path names; the empty code, which no study has, for what is no code at all.
+
+    A database need not be asked about NUL or a lone surrogate: PostgreSQL would refuse the question.
+    """
+    named = request.path_params.get("study")
+    if named is None:
+        return None
+    return StudyCode(named if STUDY_CODE.fullmatch(named) else "")
 
 
 def context_of(request: Request) -> RequestContext:

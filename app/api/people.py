@@ -9,11 +9,11 @@ from urllib.parse import parse_qsl, unquote_plus
 from uuid import UUID
 
 from fastapi import Depends, Path, Query, Request
-from pydantic import AwareDatetime, Field, StringConstraints
+from pydantic import Field, StringConstraints
 from starlette.responses import JSONResponse, Response
 
 from app.api.doors import Context, Door
-from app.api.schemas import Answer, Body, Cursor, IdPath, Limit, Page, SiteCodeField, StudyCodeField, Text
+from app.api.schemas import Answer, Body, Cursor, IdPath, Limit, Moment, Page, SiteCodeField, StudyCodeField, Text
 from app.domain.words import Action, Role, SiteCode, StudyCode, Username
 from app.errors import WrongCredentials
 from app.services import people
@@ -174,7 +174,7 @@ class ClientRead(Answer):
 
 
 At = Annotated[
-    AwareDatetime | date | None,
+    Moment | date | None,
     Query(union_mode="left_to_right", description="a day (its end, in UTC) or a moment; now, when left out"),
 ]
 

@@ -115,11 +115,15 @@ def of_validation(error: RequestValidationError, request_id: str) -> Response:
 
 
 def field_of(location: tuple[int | str, ...]) -> str:
-    """Return where a fault lies, in the words of the request: ``kits.3.arm_code``; names the caller made up are left out."""
+    """Return where a fault lies, in the words of the request: ``kits.3.arm_code``, or ``body`` for the whole of it.
+
+    Names that the caller made up are left out.
+    """
     parts = [str(part) for part in location if part not in {"body", "path", "query", "header"}]
-    return ".".join(
-        part if part.isascii() and part.isprintable() and len(part) <= _LONGEST_NAME else "?" for part in parts
-    )
+    named = [
+        part if part.isascii() and part.isprintable() and 0 < len(part) <= _LONGEST_NAME else "?" for part in parts
+    ]
+    return ".".join(named) or "body"
 
 
 def of_http(error: HTTPException, request_id: str) -> Response:

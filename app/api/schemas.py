@@ -3,11 +3,12 @@
 Blinded and unblinded answers are different types; a blinded type has no field that could hold an arm (rule B1).
 """
 
-from datetime import datetime
-from typing import Annotated, Generic, Self, TypeVar
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Final, Generic, Self, TypeVar
 
 from fastapi import Path, Query
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints
 
 from app.domain.codes import normalise_kit_code
 from app.domain.words import subject_key
@@ -39,6 +40,16 @@ def _kit_code(text: str) -> str:
         raise ValueError(error.message) from None
 
 
+def _in_utc(moment: datetime) -> datetime:
+    """Return a moment in UTC; near the ends of the calendar an offset can lead out of it."""
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        message = "must be a moment between the years 1 and 9999 in UTC"
+        raise ValueError(message) from None
+
+
+STUDY_CODE: Final = re.compile(r"[A-Za-z0-9_-]{1,30}")
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)]
 Reason = Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_printable)]
 Code = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,20}$")]
@@ -62,6 +73,8 @@ IdPath = Annotated[
 Limit = Annotated[int, Query(ge=1, le=500, description="how many items at most")]
 Cursor = Annotated[str | None, Query(max_length=400, pattern=r"^[A-Za-z0-9_.-]+$", description="where to go on")]
 
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+"""A moment that a caller names, with its offset."""
 
 Time = Annotated[datetime, PlainSerializer(datetime.isoformat, return_type=str, when_used="json")]
 """ISO 8601 in UTC, with the offset written out."""

@@ -3,11 +3,23 @@
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Query
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 from starlette.responses import PlainTextResponse, StreamingResponse
 
 from app.api.doors import Context, Door
-from app.api.schemas import Answer, Body, Cursor, Limit, Page, Reason, ReceiptRead, StudyPath, SubjectField, Time
+from app.api.schemas import (
+    Answer,
+    Body,
+    Cursor,
+    Limit,
+    Moment,
+    Page,
+    Reason,
+    ReceiptRead,
+    StudyPath,
+    SubjectField,
+    Time,
+)
 from app.domain.words import Action, StudyCode
 from app.services import trail
 from app.services.trail import TrailQuery
@@ -24,8 +36,8 @@ ActorFilter = Annotated[
     str | None, Query(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$", description="entries of this person or client")
 ]
 SubjectFilter = Annotated[SubjectField | None, Query(description="entries about this subject, in any spelling")]
-FromFilter = Annotated[AwareDatetime | None, Query(alias="from", description="not before this time, with its offset")]
-ToFilter = Annotated[AwareDatetime | None, Query(alias="to", description="before this time, with its offset")]
+FromFilter = Annotated[Moment | None, Query(alias="from", description="not before this time, with its offset")]
+ToFilter = Annotated[Moment | None, Query(alias="to", description="before this time, with its offset")]
 IndexPath = Annotated[int, Path(ge=0, le=_LARGEST, examples=[1841], description="the index of an entry")]
 Segment = Annotated[
     int | None, Query(ge=1, le=_LARGEST, description="a segment of the log; the newest unless named", examples=[1])
