@@ -1,13 +1,28 @@
 """Consignments and kits, and which kit was given to whom. No query looks at an arm: it could not (rule B3)."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, bindparam, case, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Row,
+    Text,
+    any_,
+    bindparam,
+    case,
+    func,
+    insert,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from app.domain.sealed import Sealed
 from app.domain.words import ConsignmentCode, ConsignmentStatus, KitCode, KitStatus, SiteCode, SubjectId, SubjectKey
@@ -42,7 +57,7 @@ _LOCK_STOCK: Final = (
     .with_for_update()
 )
 _ASSIGNABLE: Final = (
-    select(_c.consignment_id)
+    select(_c.consignment_id, _c.kit_count)
     .where(
         _c.study_id == bindparam("study_id"),
         _c.site_code == bindparam("site_code"),
@@ -57,13 +72,19 @@ _IN_STOCK: Final = (
     .where(
         _k.study_id == bindparam("study_id"),
         _k.consignment_id == bindparam("consignment_id"),
-        # Written out, so that the partial index of kits in stock serves it.
-        _k.status == KitStatus.IN_STOCK.value,
+        # Written out, so that the partial index of kits in stock serves a prepared statement too.
+        _k.status == literal_column(f"'{KitStatus.IN_STOCK.value}'"),
     )
-    # An order that nobody can know beforehand, made where the rows are: what is read does not grow with the stock (rule B5).
-    .order_by(func.uuid_hash_extended(_k.kit_id, bindparam("order")))
 )
-_SAMPLE: Final = _IN_STOCK.limit(bindparam("sample"))
+# An order that nobody can know beforehand, made where the rows are (rule B5).
+_IN_RANDOM_ORDER: Final = _IN_STOCK.order_by(func.uuid_hash_extended(_k.kit_id, bindparam("order")))
+_SAMPLE: Final = _IN_RANDOM_ORDER.limit(bindparam("sample"))
+_AT_PLACES: Final = {
+    True: _IN_STOCK.where(_k.map_index == any_(bindparam("places", type_=ARRAY(Integer())))),
+    False: _IN_STOCK.where(
+        _k.map_index.in_(select(func.json_each(bindparam("places", type_=Text())).table_valued("value").c.value))
+    ),
+}
 
 
 def lock_stock(tx: Transaction, study_id: UUID, site_code: SiteCode) -> None:
@@ -71,10 +92,17 @@ def lock_stock(tx: Transaction, study_id: UUID, site_code: SiteCode) -> None:
     tx.execute(_LOCK_STOCK, {"study_id": study_id, "site_code": site_code})
 
 
-def list_assignable_consignments(tx: Transaction, study_id: UUID, site_code: SiteCode, today: date) -> list[UUID]:
+class Assignable(NamedTuple):
+    """A consignment that may be drawn from, and how many kits its kit map has, used ones included."""
+
+    consignment_id: UUID
+    kit_count: int
+
+
+def list_assignable_consignments(tx: Transaction, study_id: UUID, site_code: SiteCode, today: date) -> list[Assignable]:
     """Return the site's assignable consignments that are usable today, the soonest-expiring first."""
     rows = tx.execute(_ASSIGNABLE, {"study_id": study_id, "site_code": site_code, "today": today})
-    return [row.consignment_id for row in rows]
+    return [Assignable(row.consignment_id, row.kit_count) for row in rows]
 
 
 def record_withdrawal(tx: Transaction, study_id: UUID, consignment_id: UUID, at: datetime) -> None:
@@ -98,8 +126,25 @@ def list_in_stock(
     The first ``sample`` of them, or all. Rows are not locked: a lock on candidates could be read by others (finding 5).
     """
     given = {"study_id": study_id, "consignment_id": consignment_id, "order": order}
-    rows = tx.execute(_IN_STOCK, given) if sample is None else tx.execute(_SAMPLE, given | {"sample": sample})
+    rows = tx.execute(_IN_RANDOM_ORDER, given) if sample is None else tx.execute(_SAMPLE, given | {"sample": sample})
     return [_sealed_kit(row) for row in rows]
+
+
+def list_at_places(tx: Transaction, study_id: UUID, consignment_id: UUID, places: Sequence[int]) -> list[SealedKit]:
+    """Return those kits at places of a consignment's kit map that are in stock, in the order of the places.
+
+    By index: what is read does not grow with the stock, and rows are not locked.
+    """
+    rows = tx.execute(
+        _AT_PLACES[tx.is_postgresql],
+        {
+            "study_id": study_id,
+            "consignment_id": consignment_id,
+            "places": list(places) if tx.is_postgresql else json.dumps(list(places)),
+        },
+    )
+    found = {row.map_index: _sealed_kit(row) for row in rows}
+    return [found[place] for place in places if place in found]
 
 
 def _sealed_kit(row: Row[Any]) -> SealedKit:

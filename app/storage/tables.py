@@ -333,7 +333,7 @@ Index(
     "ix_kit_in_stock",
     kit.c.study_id,
     kit.c.consignment_id,
-    kit.c.kit_id,
+    kit.c.map_index,
     postgresql_where=text("status = 'in_stock'"),
     sqlite_where=text("status = 'in_stock'"),
 )

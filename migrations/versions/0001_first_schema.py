@@ -423,7 +423,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_kit_in_stock",
         "kit",
-        ["study_id", "consignment_id", "kit_id"],
+        ["study_id", "consignment_id", "map_index"],
         unique=False,
         postgresql_where=sa.text("status = 'in_stock'"),
         sqlite_where=sa.text("status = 'in_stock'"),
