@@ -755,7 +755,9 @@ class _TrailReader:
             if self.watch:
                 # A package is closed before its own release is entered. Its manifest is signed; what came after it is for the
                 # trail's own export to show.
-                self.report.warnings.append(f"{message} Verify a trail export of today for what came after the package.")
+                self.report.warnings.append(
+                    f"{message} Verify a trail export of today for what came after the package."
+                )
             else:
                 self.report.add("rolled_back", message, log.origin, log.checkpoint.size)
         if not agrees:
@@ -1016,7 +1018,9 @@ _BAD_ZIP: Final = (
 )
 _DONE: Final = "done"
 _APPROVE, _CREATE_KITS, _ALLOCATE = "schedule:approve", "consignment:create", "allocation:create"
-_WATCHED: Final = frozenset({_APPROVE, _CREATE_KITS, _ALLOCATE})
+_GIVEN_IN: Final = {"kit:assign": "kit_code", "kit:replace": "replaced_by"}
+"""Where the entries of kits after the first one name the kit that was given."""
+_WATCHED: Final = frozenset({_APPROVE, _CREATE_KITS, _ALLOCATE, *_GIVEN_IN})
 _APPROVED: Final = {"approved", "active"}
 _CSV_HEADER: Final = [
     "subject_id",
@@ -1353,7 +1357,18 @@ class _Package:
         for log, index in sorted(entries):
             message = f"Entry {index} allocated a subject whom the package leaves out."
             self.report.add("left_out", message, log, index)
+        self._check_given(rows)
         self.report.facts |= {"allocations": len(rows), "kits_assigned": len(kits)}
+
+    def _check_given(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Verify that every kit that the trail says was given to a subject is among the subject's kits."""
+        given = {(row["subject_id"], kit["kit_code"]) for row in rows for kit in row["kits"]}
+        for action, name in _GIVEN_IN.items():
+            for one in self.entries.get(action, []):
+                target, after = one.entry["target"] or {}, one.entry["after"] or {}
+                if (target.get("subject_id"), after.get(name)) not in given:
+                    message = f"Entry {one.index} gave a kit to a subject whom the package shows without it."
+                    self.report.add("left_out", message, one.log, one.index)
 
     def _check_use(
         self, row: dict[str, Any], place: str, used: dict[tuple[str, str], int], at: tuple[int, int]

@@ -396,8 +396,7 @@ class Mutations:
                 "kit assignment: time changed",
                 set_to("kit_assignment", row, assigned_at=row["assigned_at"] - timedelta(days=1)),
             )
-            if row["visit"] is None and row["replaces"] is None:
-                yield Mutation("kit assignment: deleted", deletes("kit_assignment", row))
+            yield Mutation("kit assignment: deleted", deletes("kit_assignment", row))
 
     def arms(self) -> Iterator[Mutation]:
         one, other = self.rows("arm")
