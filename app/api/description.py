@@ -24,6 +24,8 @@ from app.services import audited
 _SCHEMA_ROOT: Final = "#/components/schemas/"
 _REQUEST_ID: Final = "5b0f6a5d0d1e4d7f8a7c2b9e3f4a1c6d"
 _THROTTLED: Final = frozenset({Action.SIGN_IN, Action.ISSUE_TOKEN, Action.STEP_UP, Action.CHANGE_PASSWORD})
+_SAYS_NOTHING: Final = frozenset({"Successful Response", "Service Unavailable"})
+"""What the framework writes where nobody said anything."""
 _REVEALS: Final = frozenset({Action.BREAK_CODE, Action.UNBLIND_FOR_SAFETY})
 
 
@@ -52,18 +54,19 @@ def _complete(document: dict[str, Any]) -> None:
     document["security"] = [{"bearer": []}]
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
+            for answer in operation["responses"].values():
+                answer["description"] = _said(answer, schemas)
             if "x-action" in operation:
-                _describe(operation, Action(operation["x-action"]), method.upper(), path, schemas)
+                _describe(operation, Action(operation["x-action"]), method.upper(), path)
             _give_examples(operation, schemas)
     _share_parameters(document)
 
 
-def _describe(operation: dict[str, Any], action: Action, method: str, path: str, schemas: Mapping[str, Any]) -> None:
+def _describe(operation: dict[str, Any], action: Action, method: str, path: str) -> None:
     """Write down what the door does around a route."""
     answers = {status: answer for status, answer in operation["responses"].items() if status[0] == "2"}
     acts = method == "POST"
     for status, answer in answers.items():
-        answer["description"] = _said(answer, schemas)
         answer["headers"] = {"X-Request-Id": _header("RequestId"), "Cache-Control": _header("CacheControl")}
         if acts:
             answer["headers"]["Audit-Checkpoint"] = _header("AuditCheckpoint")
@@ -93,7 +96,7 @@ def _describe(operation: dict[str, Any], action: Action, method: str, path: str,
 
 def _said(answer: Mapping[str, Any], schemas: Mapping[str, Any]) -> str:
     """Return what an answer is: its own words, or its model's."""
-    if answer["description"] != "Successful Response":
+    if answer["description"] not in _SAYS_NOTHING:
         return str(answer["description"])
     named = next((content.get("schema", {}).get("$ref") for content in answer.get("content", {}).values()), None)
     return str(schemas[named.rsplit("/", 1)[1]].get("description", "Done")) if named else "Done"

@@ -48,7 +48,12 @@ def _shown(operation: Mapping[str, Any], document: Mapping[str, Any]) -> dict[st
         "parameters": [_resolved(parameter, document) for parameter in operation.get("parameters", [])],
         "bodies": _examples(body),
         "answers": [
-            {"status": status, **_answer(_resolved(answer, document))}
+            {
+                "status": status,
+                # The same answer as the one that it repeats, which stands beside it.
+                "is_replay": status == "200" and "201" in operation["responses"],
+                **_answer(_resolved(answer, document)),
+            }
             for status, answer in operation["responses"].items()
         ],
     }
