@@ -528,7 +528,8 @@ class Play(Trial):
         enrolled = self.protocol.planned_subjects - 6
         for number in range(1, enrolled + 1):
             self.enrol(number)
-        self.kits_of(1)
+        for number in range(1, 9):
+            self.kits_of(number)
         self.go_to_the_floor(enrolled)
 
     def run(self) -> bytes:
