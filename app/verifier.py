@@ -140,6 +140,7 @@ _DECODER: Final = json.JSONDecoder(
 _ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _BEYOND_BMP: Final = re.compile("[\U00010000-\U0010ffff]")
 _LARGEST: Final = 2**53 - 1
+_SIXTEEN_DIGITS: Final = re.compile("[0-9]{16}")
 
 
 def canonical(value: object) -> str:
@@ -173,7 +174,8 @@ def parse_canonical(text: str) -> object:
         same = canonical(value) == text
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    if not same or _has_large_number(value):
+    # The search spares most texts the walk through all of their values, which takes half of the time.
+    if not same or (_SIXTEEN_DIGITS.search(text) is not None and _has_large_number(value)):
         raise ValueError("it is not spelt canonically (RFC 8785)")
     return value
 
@@ -444,7 +446,9 @@ class Watched:
 _PLAIN: Final = r'"[^"\\\x00-\x1f]*+"'
 _PLAIN_OR_NULL: Final = rf"(?:{_PLAIN}|null)"
 _VALUE: Final = rf"(?:{_PLAIN}|null|true|false|0|-?[1-9][0-9]{{0,14}})"
-_MEMBER: Final = rf'"[a-z0-9_]++":(?:{_VALUE}|\[(?:{_VALUE}(?:,{_VALUE})*+)?\])'
+# An allocation's strata, as far as they need no sorting: none, or one.
+_INNER: Final = rf"\{{(?:{_PLAIN}:{_VALUE})?\}}"
+_MEMBER: Final = rf'"[a-z0-9_]++":(?:{_VALUE}|\[(?:{_VALUE}(?:,{_VALUE})*+)?\]|{_INNER})'
 _AT: Final = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}\+00:00"
 _OBJECT: Final = rf"(null|\{{(?:{_MEMBER}(?:,{_MEMBER})*+)?\}})"
 # The ordinary spelling of a body, in which every name stands at its place: it is canonical when the names inside
