@@ -27,11 +27,11 @@ from app.api import (
     unblinding,
 )
 from app.api.description import DescribedService
-from app.api.doors import Door, DoorRoute, context_of, deployment_of, study_of
+from app.api.doors import BREAKING, Door, DoorRoute, context_of, deployment_of, study_of
 from app.api.edge import Edge
 from app.api.problems import field_of, of_error, of_http, of_validation, request_id_of
 from app.domain.entropy import Entropy
-from app.errors import KeyUnavailable, SnoseError
+from app.errors import KeyUnavailable, RevealUnavailable, SnoseError, Unavailable
 from app.sealing.providers import KeyFileProvider
 from app.services import audited
 from app.services.context import Clock, Limits, SystemEntropy, system_clock
@@ -159,7 +159,12 @@ def _require_cover(doors: Iterable[Door]) -> None:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    return of_error(cast("SnoseError", error), request_id_of(request))
+    said = cast("SnoseError", error)
+    action = getattr(request.scope.get("route"), "action", None)
+    if isinstance(said, Unavailable) and action in BREAKING and "backup_contact" not in said.extra:
+        # Whoever needs a treatment now must hear whom to ask, from the settings when nothing else is there (rule D4).
+        said = RevealUnavailable(backup_contact=request.app.state.backup_contact)
+    return of_error(said, request_id_of(request))
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
@@ -175,5 +180,5 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
         fields = sorted({field_of(fault["loc"]) for fault in invalid.errors()})
         await run_in_threadpool(audited.admit_invalid, context, study_of(request), fields)
     except SnoseError as refusal:
-        return of_error(refusal, request_id_of(request))
+        return await _on_error(request, refusal)
     return of_validation(invalid, request_id_of(request))

@@ -161,9 +161,7 @@ def mark_error(study: StudyPath, subject: SubjectPath, body: ErrorMarkRequest, c
 
 
 @door.post("/studies/{study}/subjects/{subject}/strata-correction", Action.CORRECT_STRATA, 201)
-def correct_strata(
-    study: StudyPath, subject: SubjectPath, body: StrataCorrectionRequest, ctx: Context
-) -> FlagRead:
+def correct_strata(study: StudyPath, subject: SubjectPath, body: StrataCorrectionRequest, ctx: Context) -> FlagRead:
     """Record the right strata values beside those that were used."""
     return FlagRead.of(allocations.correct_strata(ctx, StudyCode(study), subject, body.strata, body.reason))
 

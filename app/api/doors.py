@@ -19,7 +19,7 @@ from starlette.responses import Response
 from app.api.problems import MalformedRequest
 from app.api.schemas import STUDY_CODE
 from app.domain.words import Action, StudyCode
-from app.errors import KeyUnavailable, NotAuthenticated, RevealUnavailable
+from app.errors import KeyUnavailable, NotAuthenticated
 from app.services import audited
 from app.services.context import SEALED_MESSAGE, Deployment, RequestContext, token_digest_of
 
@@ -27,7 +27,7 @@ MAX_BODY: Final = 1_048_576
 MAX_IMPORT: Final = 16_777_216
 MAX_KEY: Final = 200
 BREAKING: Final = frozenset({Action.BREAK_CODE, Action.UNBLIND_FOR_SAFETY})
-"""The doors at which a 503 carries the back-up contact."""
+"""The doors at which every 503 carries the back-up contact (rule D4)."""
 REVEALING: Final = frozenset(
     {
         Action.BREAK_CODE,
@@ -245,9 +245,6 @@ def deployment_of(request: Request) -> Deployment:
     """Return the running deployment; raise ``KeyUnavailable`` while the service is sealed (rule F2)."""
     deployment: Deployment | None = request.app.state.deployment
     if deployment is None:
-        if request.scope["route"].action in BREAKING:
-            # Whoever needs a treatment now must hear whom to ask, from the settings when nothing else is there (rule D4).
-            raise RevealUnavailable(SEALED_MESSAGE, backup_contact=request.app.state.backup_contact)
         raise KeyUnavailable(SEALED_MESSAGE)
     return deployment
 

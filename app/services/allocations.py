@@ -27,6 +27,7 @@ from app.domain.words import (
 )
 from app.errors import (
     AlreadyAllocated,
+    IntegrityBroken,
     Invalid,
     InvalidStrata,
     KeyReused,
@@ -236,6 +237,7 @@ def _claim(act: Act, key: SubjectKey, wanted: AllocationRequest) -> Allocated | 
             hashlib.sha256(encode("allocation", key)).digest(), hashlib.sha256(content).digest(), Allocated
         )
     except KeyReused:
+        studies.get_site(act.tx, act.study.study_id, wanted.site_code)
         existing = allocations.find_allocation(act.tx, act.study.study_id, key)
         if existing is None:
             raise
@@ -331,6 +333,9 @@ def _records(act: Act, found: Sequence[Allocation]) -> list[AllocationRecord]:
         latest = {flag.kind: flag for flag in flags[key]}
         mark, correction, link = (latest.get(kind) for kind in (_ERROR_MARK, _STRATA_CORRECTION, _DUPLICATE_LINK))
         receipt = receipts.get(key)
+        if key not in first_codes:
+            message = "An allocation has lost its kit."
+            raise IntegrityBroken(message)
         records.append(
             AllocationRecord(
                 act.study.study_code,

@@ -100,6 +100,8 @@ class Act:
     before: Part | None = None
     after: Part | None = None
     restricted: Part | None = None
+    lasting: Part | None = None
+    """What stays true although the act is refused; its entry tells it either way."""
     subject_key: SubjectKey | None = None
     site_code: SiteCode | None = None
     is_entered: bool = True
@@ -363,7 +365,7 @@ class _Door:
             self.act = act
             result = self._replay_by_key(act)
             if result is None:
-                result = work(act)
+                result = self._done(work, act)
             if self.action in policy.SPENDING and not people.spend_proof(tx, act.principal.session_id, now):
                 raise StepUpRequired
             # Lock order: the heads of the studies' logs before that of the service's own (`custody.md`).
@@ -371,6 +373,16 @@ class _Door:
             result, entered = self._enter(act, result)
         ctx.replayed = act.replayed is not None
         return result, [] if entered is None else [entered, *elsewhere]
+
+    def _done(self, work: Work[T], act: Act) -> T:
+        """Return what the work returns; at a revealing door a row that cannot be what we wrote is an integrity failure (D4)."""
+        try:
+            return work(act)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            if self.action not in policy.SPENDING:
+                raise
+            _log.error("unreadable row", kind=type(error).__name__, request_id=self.ctx.request_id)
+            raise IntegrityBroken from None
 
     def _admit(self, tx: Transaction, now: datetime) -> Decision:
         """Load who asks and what about, and ask the policy."""
@@ -436,7 +448,7 @@ class _Door:
             act.decision.role,
             act.target,
             act.before,
-            act.after,
+            act.after if act.lasting is None else {**(act.after or {}), **act.lasting},
             act.restricted,
             act.subject_key,
             act.site_code,
@@ -460,7 +472,11 @@ class _Door:
             caller,
             self._role_in_refusal(),
             act.target if act is not None else self.target,
-            after={"code": error.code, **({"fields": error.field} if isinstance(error, Invalid) else {})},
+            after={
+                "code": error.code,
+                **({"fields": error.field} if isinstance(error, Invalid) else {}),
+                **((act.lasting if act is not None else None) or {}),
+            },
             subject_key=act.subject_key if act is not None else None,
             site_code=act.site_code if act is not None else None,
             actor=None if caller is not None else "unknown",

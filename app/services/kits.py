@@ -55,6 +55,8 @@ from app.storage.allocations import Allocation
 from app.storage.kits import Assignment, KitAssignment, KitRow, Waiting
 
 _BETWEEN_REPLACEMENTS: Final = timedelta(hours=24)
+_VISITS_A_DAY: Final = 3
+"""So many kits for visits a subject may have within 24 hours without a release."""
 _STEPS: Final[Mapping[Action, Step]] = {
     Action.QUARANTINE_KIT: Step.QUARANTINE,
     Action.RETURN_KIT: Step.RETURN,
@@ -227,7 +229,8 @@ def assign_kit(ctx: RequestContext, study: StudyCode, subject: str, visit: str) 
         given = kits.list_assignments(act.tx, act.study.study_id, key)
         binding = open_allocation(act, allocation, _first_kit(given).kit.kit_id)
         timezone = _require_supply(act, allocation.site_code)
-        kit = _drawn(act, draw, allocation.site_code, timezone, binding)
+        _require_right_to_more(act, given)
+        kit = _drawn(act, draw, allocation, timezone, binding)
         _give(act, key, kit, binding, visit=visit, replaces=None)
         act.note(after={"kit_code": kit.kit_code})
         return AssignedKit(allocation.subject_id, kit.kit_code, KitStatus.ASSIGNED, act.now, visit, None)
@@ -254,10 +257,25 @@ def _require_supply(act: Act, site_code: SiteCode) -> str:
     return standing.site_timezone
 
 
-def _drawn(act: Act, draw: StockDraw, site_code: SiteCode, timezone: str, binding: Binding) -> OpenedKit:
+def _drawn(act: Act, draw: StockDraw, allocation: Allocation, timezone: str, binding: Binding) -> OpenedKit:
     """Return a kit of the subject's arm, drawn as for a new subject; raise ``StockInsufficient`` (rules B5, B6)."""
-    arms = [arm.arm_code for arm in studies.list_arms(act.tx, act.study.study_id)]
-    return draw.offer(act, site_code, timezone, arms)[binding.arm_code]
+    arms = [arm.arm_code for arm in act.deployment.commitments.signed_arms(act.tx, act.study, allocation.schedule_id)]
+    if binding.arm_code not in arms:
+        raise IntegrityBroken
+    return draw.offer(act, allocation.site_code, timezone, arms)[binding.arm_code]
+
+
+def _require_right_to_more(act: Act, given: Sequence[Assignment]) -> None:
+    """Return when a subject may have another kit for a visit now; raise ``ReplacementNeedsRelease`` past a day's measure.
+
+    Whoever could draw kits for one subject until the stock refuses would count one arm, and learn which subjects share it
+    (rules B7, B9): so the supply manager releases what is more than a few a day, on the subject's newest kit.
+    """
+    recent = [one for one in given if one.visit is not None and one.assigned_at > act.now - _BETWEEN_REPLACEMENTS]
+    newest = max(given, key=lambda one: one.assigned_at)
+    if len(recent) >= _VISITS_A_DAY and not kits.has_replacement_release(act.tx, act.study.study_id, newest.kit.kit_id):
+        message = f"More than {_VISITS_A_DAY} kits for visits of one subject within 24 hours need a release."
+        raise ReplacementNeedsRelease(message)
 
 
 def _give(
@@ -354,7 +372,7 @@ def replace_kit(
         old = next(one for one in given if one.kit.kit_code == kit_code)
         _require_right_to_replace(act, given, old)
         status = status_after_replacement(old.kit.status, reason_code)
-        kit = _drawn(act, draw, site_code, timezone, binding)
+        kit = _drawn(act, draw, allocation, timezone, binding)
         kits.record_status(act.tx, study_id, old.kit.kit_id, status)
         _give(act, allocation.subject_key, kit, binding, visit=old.visit, replaces=old.kit)
         act.note(

@@ -14,7 +14,17 @@ from uuid import UUID
 
 from app.domain.people import HeldGrant, Principal
 from app.domain.sealed import Column, SealContext
-from app.domain.words import SITE_ROLES, Action, Role, SiteCode, StudyCode, Username, excludes
+from app.domain.words import (
+    BLINDED_ROLES,
+    SITE_ROLES,
+    UNBLINDED_ROLES,
+    Action,
+    Role,
+    SiteCode,
+    StudyCode,
+    Username,
+    excludes,
+)
 from app.errors import (
     AlreadyExists,
     Conflict,
@@ -214,7 +224,7 @@ def step_up(ctx: RequestContext, one_time_code: str) -> SignedIn:
 
 
 def sign_out(ctx: RequestContext) -> None:
-    """End the session in hand."""
+    """End the session in hand, with every token that was stepped up from it or that it was stepped up from."""
     audited(ctx, Action.SIGN_OUT, lambda act: people.end_session(act.tx, act.principal.session_id, act.now))
 
 
@@ -425,6 +435,7 @@ def grant_role(
             message = "The account is switched off."
             raise IllegalTransition(message)
         _check_exclusions(people.list_grants(act.tx, account.principal_id, act.now), role, study_code, site_code)
+        _check_past(people.list_grants(act.tx, account.principal_id), role, study_code)
         grant_id = act.deployment.new_id()
         people.add_grant(
             act.tx, grant_id, account.principal_id, role, study_code, site_code, act.now, act.principal.name
@@ -491,6 +502,15 @@ def _check_exclusions(
         if same and excludes(grant.role, role):
             message = f"The account holds {grant.role}, which excludes {role}."
             raise GrantConflict(message)
+
+
+def _check_past(ever: Sequence[RoleGrant], role: Role, study_code: StudyCode | None) -> None:
+    """Raise ``GrantConflict`` for a blinded role of somebody once unblinded in the study: what was seen stays known (B10)."""
+    if role in BLINDED_ROLES and any(
+        grant.role in UNBLINDED_ROLES and grant.study_code == study_code for grant in ever
+    ):
+        message = "The account held an unblinded role in this study, and cannot hold a blinded one any more."
+        raise GrantConflict(message)
 
 
 def _keep_one_admin(admins: Sequence[UUID], leaving: UUID) -> None:

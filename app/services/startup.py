@@ -1,11 +1,14 @@
 """From a database and a key provider to a running deployment; and the making of a new one."""
 
 from dataclasses import dataclass, field
+from typing import Final
 from uuid import UUID
+
+import structlog
 
 from app.domain.entropy import Entropy
 from app.domain.words import Mode
-from app.errors import AlreadyExists, UnsafeSetting
+from app.errors import AlreadyExists, SealBroken, UnsafeSetting
 from app.identity.passwords import Passwords
 from app.sealing.providers import KeyProvider
 from app.sealing.ring import KeyRing
@@ -18,6 +21,8 @@ from app.storage import keys, migrate, studies
 from app.storage.database import Database
 from app.storage.keys import DeploymentRecord, SigningKeyRecord
 from app.storage.sink import FileSink
+
+_log: Final = structlog.get_logger("snose.startup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,13 @@ def unseal(around: Surroundings, mode: Mode) -> Deployment:
             for study in studies.list_studies(tx)
             for version, wrapped in studies.list_study_keys(tx, study.study_id)
         ]
-    ring = KeyRing(around.provider, str(record.deployment_id), mode, record.wrapped_secret, around.entropy, study_keys)
+    ring = KeyRing(around.provider, str(record.deployment_id), mode, record.wrapped_secret, around.entropy)
+    for study_code, version, wrapped in study_keys:
+        try:
+            ring.add_study_key(study_code, version, wrapped)
+        except SealBroken:
+            # The other studies go on, their code breaks above all; this one is refused at each request.
+            _log.error("study key damaged", version=version)
     signing = SigningKeys(ring, key_name(record))
     for key in signing_keys:
         signing.add_signing_key(key.version, key.wrapped)

@@ -57,6 +57,8 @@ class StockDraw:
             if offered is not None:
                 return offered
             self.withdrawn.append(consignment.consignment_id)
+            codes = [*(act.lasting or {}).get("withdrawn_consignments", ()), consignment.consignment_code]
+            act.lasting = {"withdrawn_consignments": codes, "alert": "supply_manager"}
             kits.record_withdrawal(act.tx, act.study.study_id, consignment.consignment_id, act.now)
         raise StockInsufficient
 

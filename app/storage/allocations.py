@@ -90,7 +90,10 @@ def _allocation(row: Row[Any]) -> Allocation:
         message = "The spelling of a subject is another subject's."
         raise IntegrityBroken(message)
     values = {name: getattr(row, name) for name in Allocation.__dataclass_fields__}
-    values["strata_used"] = json.loads(row.strata_used)
+    try:
+        values["strata_used"] = json.loads(row.strata_used)
+    except ValueError:
+        raise IntegrityBroken from None
     values["sealed_binding"] = Sealed(row.sealed_binding)
     return Allocation(**values)
 
@@ -142,7 +145,7 @@ def list_allocations(
 def list_kit_codes(
     tx: Transaction, study_id: UUID, subjects: Collection[SubjectKey]
 ) -> Mapping[SubjectKey, list[KitCode]]:
-    """Return the kits that each subject has now, the first assigned first: those assigned or dispensed, not replaced or returned."""
+    """Return the kits that each subject has now, the first assigned first: assigned or dispensed, not replaced or returned."""
     rows = tx.execute(
         select(_ka.subject_key, _k.kit_code)
         .join_from(tables.kit_assignment, tables.kit, and_(_k.study_id == _ka.study_id, _k.kit_id == _ka.kit_id))

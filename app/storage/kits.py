@@ -57,7 +57,7 @@ _LOCK_STOCK: Final = (
     .with_for_update()
 )
 _ASSIGNABLE: Final = (
-    select(_c.consignment_id, _c.kit_count)
+    select(_c.consignment_id, _c.consignment_code, _c.kit_count)
     .where(
         _c.study_id == bindparam("study_id"),
         _c.site_code == bindparam("site_code"),
@@ -96,13 +96,14 @@ class Assignable(NamedTuple):
     """A consignment that may be drawn from, and how many kits its kit map has, used ones included."""
 
     consignment_id: UUID
+    consignment_code: ConsignmentCode
     kit_count: int
 
 
 def list_assignable_consignments(tx: Transaction, study_id: UUID, site_code: SiteCode, today: date) -> list[Assignable]:
     """Return the site's assignable consignments that are usable today, the soonest-expiring first."""
     rows = tx.execute(_ASSIGNABLE, {"study_id": study_id, "site_code": site_code, "today": today})
-    return [Assignable(row.consignment_id, row.kit_count) for row in rows]
+    return [Assignable(row.consignment_id, row.consignment_code, row.kit_count) for row in rows]
 
 
 def record_withdrawal(tx: Transaction, study_id: UUID, consignment_id: UUID, at: datetime) -> None:

@@ -302,8 +302,17 @@ def get_session_end(tx: Transaction, session_id: UUID) -> datetime:
 
 
 def end_session(tx: Transaction, session_id: UUID, at: datetime) -> None:
-    """End one session."""
-    tx.execute(update(tables.session).where(_s.session_id == session_id).values(ended_at=at))
+    """End a session with its family: a stepped-up token keeps the end of the session that it came from."""
+    mine = select(_s.principal_id, _s.expires_at).where(_s.session_id == session_id).cte("mine")
+    tx.execute(
+        update(tables.session)
+        .where(
+            _s.principal_id == select(mine.c.principal_id).scalar_subquery(),
+            _s.expires_at == select(mine.c.expires_at).scalar_subquery(),
+            _s.ended_at.is_(None),
+        )
+        .values(ended_at=at)
+    )
 
 
 def end_sessions(tx: Transaction, principal_id: UUID, at: datetime, but: UUID | None = None) -> None:

@@ -209,7 +209,34 @@ class TestAllocate:
         assert lists.drawn == drawn == {"seed": 1}
 
 
+class TestFurtherKits:
+    def test_many_in_a_day_need_a_release(self, house: House) -> None:
+        """Nobody drains the stock of one arm through one subject: past a day's measure a release is needed. [B7, B9, BLD-16]"""
+        study = running_study(house, subjects=1, kits_per_arm=12)
+        path = f"{S}/subjects/01-0001/kits"
+        for visit in ("V1", "V2", "V3"):
+            newest = expect(study.investigator.post(path, json={"visit": visit}), 201)["kit_code"]
+        refused = expect(study.investigator.post(path, json={"visit": "V4"}), 409)
+        assert refused["code"] == "replacement_needs_release"
+        release = f"{S}/kits/{newest}/replacement-release"
+        assert (
+            study.people["supply_manager"].post(release, json={"reason": "Long trip."}, step_up=True).status_code < 300
+        )
+        expect(study.investigator.post(path, json={"visit": "V4"}), 201)
+        assert study.investigator.post(path, json={"visit": "V5"}).status_code == 409
+        house.clock.advance(hours=25)
+        expect(study.investigator.post(path, json={"visit": "V5"}), 201)
+
+
 class TestRead:
+    def test_lost_kit(self, house: House) -> None:
+        """An allocation whose kit is gone from the database is told as what it is, never a fault of ours. [G2, CUS-10]"""
+        study = running_study(house, subjects=1)
+        with tampering(study, "kit_assignment"):
+            execute(study, "DELETE FROM kit_assignment")
+        problem = expect(study.investigator.get(f"{S}/subjects/01-0001/allocation"), 503)
+        assert problem["code"] == "integrity_failure"
+
     def test_record(self, house: House) -> None:
         """The same object as was answered, with current kits, flags and strata. [EXP-01]"""
         study = running_study(house, subjects=1)

@@ -99,7 +99,12 @@ class TestFloor:
             k: v for k, v in two.headers.items() if k != "x-request-id"
         }
         first, second = trial.entries("allocation:create")
-        assert first["after"] == second["after"] == {"code": "stock_insufficient"}
+        for entry, consignment in ((first, "C1"), (second, "C2")):
+            assert entry["after"] == {
+                "code": "stock_insufficient",
+                "withdrawn_consignments": [consignment],
+                "alert": "supply_manager",
+            }
         assert first.keys() == second.keys()
         assert all("assigned" not in trial.statuses(code).values() for code in ("C1", "C2"))
         with house.deployment.database.transaction() as tx:
