@@ -18,7 +18,15 @@ def factor(code: str = "age", levels: int = 2) -> Factor:
 
 
 DEFINITION = StudyDefinition(
-    StudyCode("S1"), "A study", "double", 40, 3, (arm("ACTIVE"), arm("PLACEBO")), (factor(),), False, "Desk"
+    StudyCode("S1"),
+    "A study",
+    "double",
+    40,
+    3,
+    (arm("ACTIVE"), arm("PLACEBO")),
+    (factor(),),
+    stratify_by_site=False,
+    backup_contact="Desk",
 )
 
 

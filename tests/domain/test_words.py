@@ -18,7 +18,7 @@ from app.errors import Invalid
 class TestSubjectKey:
     @pytest.mark.parametrize(
         "spelling",
-        ["01-000A", " 01-000a ", "01-000a", "\u00a001-000A", "０１-000a", "01-000\uff21"],
+        ["01-000A", " 01-000a ", "01-000a", "\u00a001-000A", "\uff10\uff11-000a", "01-000\uff21"],
     )
     def test_spellings_of_one_subject(self, spelling: str) -> None:
         """Case, outer and inner spaces and compatibility forms do not make another subject. [ASG-07, rule C4]"""

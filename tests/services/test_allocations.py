@@ -10,7 +10,7 @@ from sqlalchemy import select, text
 from app.domain.words import Role
 from app.storage import tables
 from tests.harness import STUDY, Caller, House, Json, SeededEntropy, expect
-from tests.running_study import RunningStudy, S, running_study
+from tests.running_study import RunningStudy, S, execute, running_study, tampering
 
 PATH = f"{S}/allocations"
 
@@ -81,7 +81,7 @@ class TestAllocate:
 
     @pytest.mark.parametrize("again", ["01-0100", " 01-0100", "01-0100 "])
     def test_same_request_again(self, house: House, again: str) -> None:
-        """The same subject, site and strata give the stored answer; nothing more is used; the replay is entered. [ASG-07, ASG-08]"""
+        """Same subject, site and strata: the stored answer, nothing more used, the replay entered. [ASG-07, ASG-08]"""
         study = running_study(house, subjects=0)
         first = study.investigator.post(PATH, json=request())
         before = used(study)
