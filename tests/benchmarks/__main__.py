@@ -7,6 +7,7 @@ Ratios are of one run, in turns, on one machine; absolute figures show only its 
 
 import argparse
 import json
+import logging
 import os
 import platform
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import structlog
 from rich.console import Console
 from rich.table import Table
 
@@ -71,6 +73,8 @@ def main(arguments: list[str]) -> None:
     chosen = parser.parse_args(arguments)
     size = QUICK if chosen.quick else FULL
     console = Console(width=120)
+    # The list is made in this process, whose output is the table.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     figures: dict[str, Any] = {
         "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
         "size": size.__dict__,
