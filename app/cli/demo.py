@@ -126,7 +126,7 @@ def run(options: Options, *, as_json: bool) -> None:
             if as_json:
                 sys.stdout.write(json.dumps(line) + "\n")
                 sys.stdout.flush()
-            else:
+            elif not options.exit:
                 _show_people(console, base_url, [admin, *listed])
             failed = outcome is not None and not (outcome["trail_verified"] and outcome["list_verified"])
             if failed:
