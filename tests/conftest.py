@@ -4,6 +4,7 @@ One PostgreSQL server serves the whole run. Alone, the run starts it when a test
 pytest-xdist the controller starts it and hands its folder to the workers. Whoever started it stops it.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ import pytest
 from xdist.workermanage import WorkerController
 
 from app.storage import migrate
-from tests.databases import Postgres, postgres_server
+from tests.databases import Postgres, memory, postgres_server
 
 EXIT_STACK = pytest.StashKey[ExitStack]()
 SERVER_DIRECTORY = pytest.StashKey[Path]()
@@ -23,6 +24,8 @@ WORKER_INPUT = "snose_postgres"
 def pytest_configure(config: pytest.Config) -> None:
     """Keep what must be ended with the run."""
     config.stash[EXIT_STACK] = ExitStack()
+    if (shared := memory()) is not None:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(shared))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

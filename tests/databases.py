@@ -60,7 +60,9 @@ class Postgres:
     def create_database(self, template: str = "template1") -> str:
         """Return the name of a new database, a copy of ``template`` (to which nobody may be connected)."""
         name = f"snose_{uuid4().hex}"
-        self._execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
+        # Copying files costs a third of writing pages to the log, and much less again where the files lie in memory.
+        copying = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
+        self._execute(copying.format(sql.Identifier(name), sql.Identifier(template)))
         return name
 
     def drop_database(self, database: str) -> None:
@@ -199,6 +201,15 @@ class PostgresServer(Postgres):
         return False
 
 
+def memory() -> Path | None:
+    """Return the folder that is kept in memory, where the machine has one: a test's database is not worth a disk's time.
+
+    Nothing else changes: the servers sync as they would, and a killed process finds its files as on a disk.
+    """
+    shared = Path("/dev/shm")  # noqa: S108  # each test makes a folder of its own below it
+    return shared if os.access(shared, os.W_OK) else None
+
+
 @contextmanager
 def postgres_server(directory: Path | None = None) -> Iterator[PostgresServer]:
     """Give a running server with an empty cluster, stopped and removed afterwards, whatever happens.
@@ -206,7 +217,7 @@ def postgres_server(directory: Path | None = None) -> Iterator[PostgresServer]:
     ``directory`` says where its folder is made, by default among the machine's temporary files. It is short
     (the path of a socket has about 100 characters) and, when root runs the tests, open for every account.
     """
-    own = Path(tempfile.mkdtemp(prefix="snose-pg-", dir=directory))
+    own = Path(tempfile.mkdtemp(prefix="snose-pg-", dir=directory or memory()))
     try:
         if (account := _account()) is not None:
             shutil.chown(own, account)

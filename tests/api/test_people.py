@@ -482,6 +482,30 @@ class TestGrants:
         assert (taken["action"], taken["before"]) == ("grant:revoke", role)
         refused(house.admin.delete(f"/v1/people/{doctor.username}/grants/{grant_id}"), 404, "not_found")
 
+    def test_who_was_unblinded_stays_so(self, house: House) -> None:
+        """Whoever held an unblinded role in a study cannot hold a blinded one there later; elsewhere they can. (B10, A7, CUS-02)"""
+        house.register_study()
+        person = house.person("statistician")
+        path = f"/v1/people/{person.username}/grants"
+        (grant,) = expect(house.admin.get(path), 200)["items"]
+        expect(house.admin.delete(f"{path}/{grant['grant_id']}"), 204)
+        body = {"role": "coordinator", "study_code": STUDY, "site_code": "01"}
+        refused(house.admin.post(path, json=body), 409, "grant_conflict")
+        expect(house.admin.post(path, json={"role": "monitor", "study_code": "OTHER"}), 201)
+        expect(house.admin.post(path, json={"role": "list_approver", "study_code": STUDY}), 201)
+
+    def test_signing_out_ends_the_whole_family(self, house: House) -> None:
+        """Signing out with the password's token ends the stepped-up one too, and the other way about. (USR-12, USR-13)"""
+        person = house.person("monitor", study="OTHER")
+        for ending in (person.token, person.elevated_token):
+            tokens = [person.token(), person.elevated_token()]
+            headers = {"Authorization": f"Bearer {ending()}"}
+            assert house.client.request("DELETE", "/v1/sessions/current", headers=headers).status_code == 204
+            for token in tokens:
+                answer = house.client.request("GET", "/v1/me", headers={"Authorization": f"Bearer {token}"})
+                assert answer.status_code == 401
+            person.forget_token()
+
     def test_a_grant_in_a_study_yet_to_be_registered_is_in_the_services_log(self, house: House) -> None:
         """The first study administrator can register the study (USR-05, E1)."""
         house.person("study_admin", "FUTURE-1")

@@ -11,11 +11,12 @@ import pytest
 from httpx2 import Response
 from sqlalchemy import delete, select, update
 
-from app.domain.merkle import check_consistency, check_inclusion, tree_root
+from app.domain.merkle import Frontier, check_consistency, check_inclusion, tree_root
 from app.domain.notes import parse_checkpoint
-from app.domain.words import Action
+from app.domain.words import Action, StudyCode
 from app.sealing.signing import verify_note
 from app.services import exports
+from app.services.checkpoints import LogState
 from app.storage import tables
 from app.storage.database import Transaction
 from tests import supply
@@ -303,6 +304,19 @@ class TestProofs:
         for index in (len(leaves) + 3, 2**52):
             assert admin.get(f"{T}/proofs/{index}").status_code == 404
         assert admin.get(f"{T}/proofs/0", segment=2).status_code == 404
+
+    def test_read_beside_a_commit(self, house: House) -> None:
+        """A reader whose look was taken just before somebody's COMMIT suspects nobody, and nothing is shut. [C3, INT-07]"""
+        house.register_study()
+        admin = house.study_admins[STUDY]
+        keeper = house.deployment.checkpoints
+        ahead = Frontier()
+        for body in [*bodies(house), b"an entry that another process has committed by now"]:
+            ahead = ahead.append(leaf(body))[0]
+        keeper.saw(LogState(house.deployment.origin(StudyCode(STUDY)), ahead))
+        assert admin.get(f"{T}/checkpoint").status_code == 200
+        assert admin.get(f"{T}/proofs/0").status_code == 200
+        assert not keeper.suspicions
 
     def test_of_growth(self, house: House) -> None:
         """Every earlier size is the beginning of every later one. [AUD-18]"""
