@@ -103,7 +103,7 @@ class TestImport:
         for body, status, where in [
             ([{**lines[0], "size": "1"}], 422, "0.size"),
             ([{"kit_code": lines[0]["kit_code"]}], 422, "0.arm_code"),
-            ({}, 422, ""),
+            ({}, 422, "body"),
             ([], 422, "kits"),
         ]:
             answer = expect(trial.supply_manager.post(path, json=body, step_up=True), status)
