@@ -218,6 +218,11 @@ class Rehearsal:
             self.world.database, provider, sink, self.deployment.limits, entropy=self.deployment.entropy
         )
         started = startup.unseal(around, self.deployment.mode)
+        with self.world.database.transaction() as tx:
+            for head in studies.list_studies(tx):
+                # A damaged key shuts its own study only: the first request there takes the key in, as the door does.
+                for version, wrapped in studies.list_study_keys(tx, head.study_id):
+                    started.ring.add_study_key(head.study_code, version, wrapped)
         self.deployment.checkpoints.suspicions = started.checkpoints.suspicions
 
     def break_code_of(self, subject: str) -> None:
