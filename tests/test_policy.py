@@ -84,7 +84,7 @@ class TestDecide:
         """A site role holds at its sites only, several grants at all of theirs. [USR-03]"""
         decision = decide(Action.ALLOCATE, principal(INVESTIGATOR, grant(Role.COORDINATOR, site="02")), STUDY, NOW)
         assert decision.role is Role.INVESTIGATOR
-        assert decision.sites == {"01", "02"}
+        assert decision.sites == frozenset({SiteCode("01"), SiteCode("02")})
         assert decision.role_unless_elsewhere(SITE) is Role.INVESTIGATOR
         with pytest.raises(Missing):
             decision.role_unless_elsewhere(SiteCode("03"))

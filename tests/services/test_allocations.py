@@ -214,11 +214,13 @@ class TestFurtherKits:
         """Nobody drains the stock of one arm through one subject: past a day's measure a release is needed. [B7, B9, BLD-16]"""
         study = running_study(house, subjects=1, kits_per_arm=12)
         path = f"{S}/subjects/01-0001/kits"
-        for visit in ("V1", "V2", "V3"):
-            newest = expect(study.investigator.post(path, json={"visit": visit}), 201)["kit_code"]
+        given = [
+            expect(study.investigator.post(path, json={"visit": visit}), 201)["kit_code"]
+            for visit in ("V1", "V2", "V3")
+        ]
         refused = expect(study.investigator.post(path, json={"visit": "V4"}), 409)
         assert refused["code"] == "replacement_needs_release"
-        release = f"{S}/kits/{newest}/replacement-release"
+        release = f"{S}/kits/{given[-1]}/replacement-release"
         assert (
             study.people["supply_manager"].post(release, json={"reason": "Long trip."}, step_up=True).status_code < 300
         )
