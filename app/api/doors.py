@@ -192,7 +192,7 @@ async def _read_body(request: Request, route: DoorRoute) -> None:
         raise MalformedRequest(message, 400) from None
     content = bytes(body)
     # The body was read here, within its limit; the framework finds it where it would have kept it itself.
-    request._body = content  # noqa: SLF001
+    request._body = content  # noqa: SLF001  # the one place where Starlette keeps a body
     request.state.fingerprint = hashlib.sha256(content).digest()
     if not content:
         return
@@ -305,4 +305,4 @@ def _network(request: Request) -> str:
         address = ipaddress.ip_address(request.client.host if request.client is not None else "")
     except ValueError:
         return "unknown"
-    return str(ipaddress.ip_network((address, 24 if address.version == 4 else 48), strict=False))  # noqa: PLR2004
+    return str(ipaddress.ip_network((address, 24 if address.version == 4 else 48), strict=False))  # noqa: PLR2004  # the address family
