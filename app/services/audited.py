@@ -7,6 +7,7 @@ outside ``act.tx``. When ``audited`` returns, the act is committed; when the act
 import hashlib
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -83,6 +84,16 @@ class Receipted(Protocol):
     """An answer that carries its receipt, which is known once the entry is appended."""
 
     receipt: Receipt | None
+
+
+class Unfinished(ABC):
+    """An answer whose rest is made once its act is committed; when that fails, the answer is withheld (rule D4)."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Make the rest."""
 
 
 @dataclass(slots=True)
@@ -197,8 +208,9 @@ def audited(
     """Return what ``work`` returns, once it is committed and entered; privileged acts also once their checkpoint is kept.
 
     ``answer_type`` says that an ``Idempotency-Key`` is honoured, and how a stored answer is read back. ``on_refusal`` is run in
-    the transaction of a refusal's entry, ``on_withheld`` in that of a withheld answer's. Raises what policy and work raise,
-    ``InProgress``, ``OutcomeUnknown``, ``AuditUnavailable``.
+    the transaction of a refusal's entry, ``on_withheld`` in that of a withheld answer's: also when nobody can tell whether the act
+    was committed, so it copes with an act that left no row. Raises what policy and work raise, ``InProgress``,
+    ``OutcomeUnknown``, ``AuditUnavailable``, and what an ``Unfinished`` answer raises.
     """
     if ctx.action is not action:
         message = f"the route says {ctx.action}, the use case {action}"
@@ -207,12 +219,14 @@ def audited(
     try:
         result, state = door.run(work)
     except SnoseError as error:
-        door.enter_refusal(error, on_refusal)
+        door.enter_refusal(error, on_refusal, on_withheld)
         raise
     if state is not None:
         ctx.checkpoint = ctx.deployment.checkpoints.header(state)
         if action in policy.PRIVILEGED:
             door.make_durable(state, result, on_withheld)
+    if isinstance(result, Unfinished):
+        door.finish(result, on_withheld)
     return result
 
 
@@ -320,6 +334,8 @@ class _Door:
     caller: Principal | None = None
     head: StudyHead | None = None
     elsewhere: Sequence[LogState] = ()
+    made: object | None = None
+    """What the last attempt would have answered; it stands for an answer when its COMMIT went unheard."""
 
     def run(self, work: Work[T]) -> tuple[T, LogState | None]:
         """Run the work until it is committed, or raise."""
@@ -357,7 +373,7 @@ class _Door:
 
     def _attempt(self, work: Work[T]) -> tuple[T, list[LogState]]:
         ctx = self.ctx
-        self.act = None
+        self.act = self.made = None
         with ctx.deployment.database.transaction() as tx:
             now = ctx.now()
             decision = self._admit(tx, now)
@@ -371,6 +387,7 @@ class _Door:
             # Lock order: the heads of the studies' logs before that of the service's own (`custody.md`).
             elsewhere = self._enter_elsewhere(act)
             result, entered = self._enter(act, result)
+            self.made = result
         ctx.replayed = act.replayed is not None
         return result, [] if entered is None else [entered, *elsewhere]
 
@@ -458,14 +475,23 @@ class _Door:
         composed.append_to(act.tx, _sealed_answers(act, result))
         return result, composed.state
 
-    def enter_refusal(self, error: SnoseError, on_refusal: OnRefusal | None) -> None:
-        """Enter a refusal in a transaction of its own: raising would have rolled it back with the rest (AUD-13)."""
+    def enter_refusal(
+        self,
+        error: SnoseError,
+        on_refusal: OnRefusal | None,
+        on_withheld: Callable[[Transaction, T], None] | None = None,
+    ) -> None:
+        """Enter a refusal in a transaction of its own: raising would have rolled it back with the rest (AUD-13).
+
+        An answer that may have been committed and was not given out is withheld for sure, so it is marked as such (rule D4).
+        """
         ctx, act = self.ctx, self.act
         caller = act.caller if act is not None else self.caller
         if caller is None and on_refusal is None:
             # Whatever an unknown caller was refused for: counted, so that nobody can flood the trail (rule E1).
             ctx.deployment.noise.count(ctx.network)
             return
+        made = self.made if isinstance(error, OutcomeUnknown) and on_withheld is not None else None
         note = _Note(
             self.action,
             _outcome_of(error),
@@ -473,6 +499,7 @@ class _Door:
             self._role_in_refusal(),
             act.target if act is not None else self.target,
             after={
+                **((act.after if act is not None and made is not None else None) or {}),
                 "code": error.code,
                 **({"fields": error.field} if isinstance(error, Invalid) else {}),
                 **((act.lasting if act is not None else None) or {}),
@@ -486,20 +513,34 @@ class _Door:
             if on_refusal is not None:
                 on_refusal(tx, error)
 
-        self._enter_apart(note, self.head, refuse)
+        def withhold(tx: Transaction) -> None:
+            if made is not None and on_withheld is not None:
+                on_withheld(tx, cast("T", made))
 
-    def _enter_apart(self, note: _Note, head: StudyHead | None, beside: Callable[[Transaction], None]) -> None:
+        self._enter_apart(note, self.head, refuse, withhold)
+
+    def _enter_apart(
+        self,
+        note: _Note,
+        head: StudyHead | None,
+        beside: Callable[[Transaction], None],
+        behind: Callable[[Transaction], None],
+    ) -> None:
         """Enter something in a transaction of its own; what cannot be entered is told in the service's own output.
 
-        The refusal stands all the same: nothing was done, and nothing is given out.
+        ``beside`` is done before the log is locked, ``behind`` after: what a COMMIT that went unheard may have written is seen
+        there, because whoever holds the log has come to an end. The refusal stands all the same: nothing was done, and nothing
+        is given out.
         """
         ctx = self.ctx
+        now = ctx.now()
         failure: Exception | None = None
         for attempt in range(_ATTEMPTS):
             try:
                 with ctx.deployment.database.transaction() as tx:
                     beside(tx)
-                    state = _append(tx, ctx, head, note, ctx.now())
+                    state = _append(tx, ctx, head, note, now)
+                    behind(tx)
             except (TryAgain, AlreadyThere, TrailForked, RollbackSuspected) as error:
                 # The end of a log that was found broken just now is followed by a new segment at the next try.
                 failure = error
@@ -537,6 +578,15 @@ class _Door:
                 self._enter_withheld(result, on_withheld)
             raise
 
+    def finish(self, result: Unfinished, on_withheld: Callable[[Transaction, Any], None] | None) -> None:
+        """Have the rest of the answer made; whatever goes wrong, enter that it was withheld and raise it again."""
+        try:
+            result.finish()
+        except Exception:
+            if on_withheld is not None:
+                self._enter_withheld(result, on_withheld)
+            raise
+
     def _enter_withheld(self, result: T, on_withheld: Callable[[Transaction, T], None]) -> None:
         act = cast("Act", self.act)
         note = _Note(
@@ -549,7 +599,7 @@ class _Door:
             subject_key=act.subject_key,
             site_code=act.site_code,
         )
-        self._enter_apart(note, act.head, lambda tx: on_withheld(tx, result))
+        self._enter_apart(note, act.head, lambda _tx: None, lambda tx: on_withheld(tx, result))
 
 
 def _outcome_of(error: SnoseError) -> str:

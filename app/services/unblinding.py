@@ -40,7 +40,7 @@ from app.errors import (
 )
 from app.sealing.recipients import encrypt_to
 from app.services import pages
-from app.services.audited import Act, Receipt, audited
+from app.services.audited import Act, Receipt, Unfinished, audited
 from app.services.context import RequestContext
 from app.services.evidence import open_allocation, open_assigned_kit, open_kit
 from app.services.final_package import FinalPackage
@@ -514,12 +514,21 @@ class ReleasedPackage:
     file_name: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Release:
+@dataclass(slots=True)
+class _Release(Unfinished):
     """What was released: the documents, opened, and for whom."""
 
+    study: StudyCode
     package: FinalPackage = field(repr=False)
     recipient_key: str | None
+    content: bytes = field(default=b"", repr=False)
+
+    def finish(self) -> None:
+        """Make the package whole: its trail holds the entry of its own release."""
+        content = self.package.complete()
+        if self.recipient_key is not None:
+            content = encrypt_to(self.recipient_key, content, final_package_info(self.study))
+        self.content = content
 
 
 def release_final_unblinding(ctx: RequestContext, study: StudyCode, request_id: UUID) -> ReleasedPackage:
@@ -540,14 +549,12 @@ def release_final_unblinding(ctx: RequestContext, study: StudyCode, request_id: 
             raise IllegalTransition(message)
         dual_control.record_release(act.tx, study_id, request_id, act.now, act.principal.name)
         act.note(after={"requested_by": request.requested_by, "encrypted": request.recipient_key is not None})
-        return _Release(FinalPackage(act), request.recipient_key)
+        return _Release(study, FinalPackage(act), request.recipient_key)
 
     released = audited(ctx, Action.RELEASE_FINAL_UNBLINDING, work, study=study, on_withheld=_nothing_to_mark)
-    content = released.package.complete()
     if released.recipient_key is None:
-        return ReleasedPackage(content, "application/zip", f"{study}-final.zip")
-    encrypted = encrypt_to(released.recipient_key, content, final_package_info(study))
-    return ReleasedPackage(encrypted, "application/octet-stream", f"{study}-final.zip.hpke")
+        return ReleasedPackage(released.content, "application/zip", f"{study}-final.zip")
+    return ReleasedPackage(released.content, "application/octet-stream", f"{study}-final.zip.hpke")
 
 
 def _nothing_to_mark(_tx: Transaction, _result: _Release) -> None:

@@ -17,10 +17,15 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from app.domain.merkle import leaf_hash
+from app.domain.words import Action, ReasonCode, StudyCode
+from app.errors import RevealUnavailable
+from app.services import unblinding
 from app.services.checkpoints import LogState
+from app.services.unblinding import CodeBreakRequest
 from app.storage import trail
 from tests import harness
 from tests.databases import Postgres
+from tests.doors import Fault, context, failing
 from tests.harness import STUDY, STUDY_BODY, House, Json, expect
 from tests.running_study import (
     TREATMENTS,
@@ -124,6 +129,50 @@ class TestSinkFull:
         items = expect(officer.get(path, limit=500), 200)["items"]
         assert (items[-1]["subject_id"], items[-1]["status"]) == (subject, "withheld")
         assert subject not in json.dumps(running.house.trail(STUDY)[-3:])
+
+
+class TestUnheardCommit:
+    """COMMIT was sent and its answer was lost: nothing is shown, so nothing may stand there as shown."""
+
+    def broken(self, running: RunningStudy, fault: Fault, subject: str) -> None:
+        with failing(running.house, fault) as deployment:
+            ctx = context(running.house, Action.BREAK_CODE, running.investigator, elevated=True, deployment=deployment)
+            wanted = CodeBreakRequest(subject, None, ReasonCode.OVERDOSE, None)
+            with pytest.raises(RevealUnavailable):
+                unblinding.break_code(ctx, StudyCode(STUDY), wanted)
+
+    def test_that_happened(self, running: RunningStudy) -> None:
+        """Committed, or committed and not replicated: register and trail say that the answer was withheld. [D4, C6, EUB-11]"""
+        subject = running.new_subject()["subject_id"]
+        since = size(running)
+        self.broken(running, Fault.UNHEARD, subject)
+        assert outcomes(running, since) == ["authorised", "unknown"]
+        first, second = running.house.trail(STUDY)[since:]
+        assert second["after"] == {**first["after"], "code": "outcome_unknown"}
+        items = expect(running.investigator.get(BREAKS, limit=500), 200)["items"]
+        assert [item["status"] for item in items if item["subject_id"] == subject] == ["withheld"]
+
+    def test_that_did_not_happen(self, running: RunningStudy) -> None:
+        """There is no break to mark: the entry tells it, the register stays as it was. [D4, C6]"""
+        subject = running.new_subject()["subject_id"]
+        since = size(running)
+        self.broken(running, Fault.LOST, subject)
+        assert outcomes(running, since) == ["unknown"]
+        items = expect(running.investigator.get(BREAKS, limit=500), 200)["items"]
+        assert subject not in [item["subject_id"] for item in items]
+
+    def test_of_a_safety_unblinding(self, running: RunningStudy) -> None:
+        """The safety officer's register says it too, and nobody else's log tells whose it was. [UNB-02, D4, E3]"""
+        subject = running.new_subject()["subject_id"]
+        officer = running.person("safety_officer")
+        since = size(running)
+        with failing(running.house, Fault.UNHEARD) as deployment:
+            ctx = context(running.house, Action.UNBLIND_FOR_SAFETY, officer, elevated=True, deployment=deployment)
+            with pytest.raises(RevealUnavailable):
+                unblinding.unblind_for_safety(ctx, StudyCode(STUDY), subject, "SUSAR")
+        assert subject not in json.dumps(running.house.trail(STUDY)[since:])
+        items = expect(officer.get(f"{S}/safety-unblindings", limit=500), 200)["items"]
+        assert (items[-1]["subject_id"], items[-1]["status"]) == (subject, "withheld")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from tests.harness import BEGINNING, STUDY, Caller, TickingClock, expect
 from tests.running_study import TREATMENTS, RunningStudy, S, consignment, execute, running_study, tampering
 
 FINAL = f"{S}/final-unblinding-requests"
+RELEASE = "final_unblinding:release"
 
 
 class InterruptingClock(TickingClock):
@@ -81,18 +82,26 @@ class TestFinalPackage:
         )
         assert len(made[0]) == 8
         assert expect(response, 503)["code"] == "database_unavailable"
+        done, withheld = [entry for entry in running.house.trail(STUDY) if entry["action"] == RELEASE]
+        assert (done["outcome"], withheld["outcome"]) == ("done", "withheld")
+        assert (withheld["target"], withheld["after"]) == (done["target"], done["after"])
         again = running.people["list_approver"].post(asked(running), step_up=True)
         assert again.status_code == 200
 
     def test_database_busy(self, running: RunningStudy, clock: InterruptingClock) -> None:
-        """Somebody holds the trail: the release is entered, nothing leaves, and a new request gives the package. [D4, C6]"""
+        """Somebody holds the trail: nothing leaves, that is entered, and a new request gives the package. [D4, C6]"""
         path = asked(running)
         with ExitStack() as stack:
-            response = release(
-                running.people["list_approver"], path, clock, lambda: stack.enter_context(holding_the_trail(running))
-            )
+
+            def hold() -> None:
+                stack.enter_context(holding_the_trail(running))
+                # Let go when the door looks at the clock again, to enter that the package was withheld.
+                clock.interrupt(1, stack.close)
+
+            response = release(running.people["list_approver"], path, clock, hold)
         assert expect(response, 503)["code"] == "database_unavailable"
-        assert running.house.trail(STUDY)[-1]["action"] == "final_unblinding:release"
+        entries = [entry for entry in running.house.trail(STUDY) if entry["action"] == RELEASE]
+        assert [entry["outcome"] for entry in entries] == ["done", "withheld"]
         again = running.people["list_approver"].post(asked(running), step_up=True)
         assert again.status_code == 200
 
