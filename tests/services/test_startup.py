@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from app.domain.words import Mode
 from app.errors import AlreadyExists, KeyUnavailable, UnsafeSetting
@@ -17,7 +18,8 @@ from app.services.startup import Surroundings
 from app.storage import migrate
 from app.storage.database import Database
 from app.storage.sink import FileSink
-from tests.harness import House
+from tests.doors import lift_triggers
+from tests.harness import STUDY, House, expect
 
 
 @pytest.fixture
@@ -100,6 +102,23 @@ class TestUnseal:
         KeyFileProvider.create(tmp_path / "other", os.urandom(32))
         with pytest.raises(KeyUnavailable):
             startup.unseal(replace(around, provider=KeyFileProvider(tmp_path / "other", SystemEntropy())), Mode.TEST)
+
+    def test_damaged_study_key(self, house: House) -> None:
+        """One study's damaged key leaves the others served; that study's acts are refused, and told why. [rules D4, F3]"""
+        house.register_study()
+        house.register_study("OTHER")
+        with house.deployment.database.transaction() as tx:
+            query = text("SELECT wrapped FROM study_key k JOIN study s ON s.study_id = k.study_id WHERE study_code = :of")
+            foreign = tx.execute(query, {"of": "OTHER"}).scalar_one()
+            lift_triggers(tx, "study_key")
+            swap = "UPDATE study_key SET wrapped = :key WHERE study_id = (SELECT study_id FROM study WHERE study_code = :of)"
+            tx.execute(text(swap), {"key": foreign, "of": STUDY})
+        with capture_logs() as logs:
+            house.restart()
+        assert [line["version"] for line in logs if line["event"] == "study key damaged"] == [1]
+        assert house.study_admins["OTHER"].get("/v1/studies/OTHER").status_code == 200
+        refused = expect(house.study_admins[STUDY].get(f"/v1/studies/{STUDY}"), 503)
+        assert refused["code"] == "integrity_failure"
 
 
 class TestFindings:
