@@ -26,10 +26,11 @@ from app.domain.schedules import (
     generate_blocks,
     generate_stratum,
     slots_per_stratum,
+    validate,
 )
 from app.domain.sealed import Column, SealContext, Sealed
 from app.domain.words import RandomizationNumber, StratumCode
-from app.errors import IntegrityBroken
+from app.errors import IntegrityBroken, InvalidSpecification
 from app.sealing.ring import Seal
 from app.services.audited import Act
 from app.services.evidence import slot_place
@@ -41,6 +42,7 @@ _SLOTS_AT_ONCE: Final = 65_536
 _DRAWN_AT_ONCE: Final = 4096
 _BASE: Final = len(ALPHABET)
 _BODIES: Final = _BASE ** (RANDOMIZATION_NUMBER_LENGTH - 1)
+_NOT_THE_LIST: Final = "The list as it is stored is not the list that was generated."
 _DIGITS: Final = str.maketrans(ALPHABET, "0123456789abcdefghijklmnopqrst")
 
 MOST_NUMBERS: Final = _BODIES // 2
@@ -193,12 +195,20 @@ def open_specification(act: Act, schedule_id: UUID, sealed: Sealed) -> Specifica
 def check_list(act: Act, head: ScheduleHead) -> None:
     """Return when the stored list is, slot by slot, what its specification and seed give and what was committed to.
 
-    Raises ``IntegrityBroken`` for a slot that was swapped, moved, changed, added or left out, and for changed numbers, roots or
-    tiles (SEQ-11, CUS-10).
+    Raises ``IntegrityBroken`` for a slot that was swapped, moved, changed, added or left out, for changed numbers, roots or tiles,
+    and for what nobody could have generated at all (SEQ-11, CUS-10).
     """
+    try:
+        _check_list(act, head)
+    except (ArithmeticError, LookupError, TypeError, ValueError, InvalidSpecification):
+        raise IntegrityBroken(_NOT_THE_LIST) from None
+
+
+def _check_list(act: Act, head: ScheduleHead) -> None:
     study, ring = act.study, act.deployment.ring
     kept = commitments.get_list_commitment(act.tx, study.study_id, head.schedule_id)
     spec = open_specification(act, head.schedule_id, kept.sealed_specification)
+    validate(spec)
     _require((spec.list_id, spec.segment_number) == (str(head.list_id), head.segment_number))
     context = SealContext(Column.SEED, study.study_code, place_of(head.schedule_id))
     secrets = ring.open(context, kept.sealed_seed)
@@ -252,5 +262,4 @@ def _stored_leaves(act: Act, head: ScheduleHead, committed: CommittedStratum, ex
 
 def _require(fits: bool) -> None:
     if not fits:
-        message = "The list as it is stored is not the list that was generated."
-        raise IntegrityBroken(message)
+        raise IntegrityBroken(_NOT_THE_LIST)

@@ -1,5 +1,6 @@
 """Allocation lists from specification to use, at the services, on both databases."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from sqlalchemy import delete, insert, select, update
 
 from app.domain.contents import SlotContents
+from app.domain.encoding import canonical_json
 from app.domain.schedules import Fill, StratumLength, generate_stratum
 from app.domain.sealed import Column, SealContext, Sealed
 from app.domain.words import (
@@ -628,7 +630,41 @@ def swap_seed_and_specification(office: ListOffice, _made: GeneratedSchedule) ->
         tx.execute(update(tables.schedule).values(sealed_seed=column.sealed_specification))
 
 
+def forged(**changes: object) -> Tamper:
+    """Return what somebody with the key could do: a specification sealed in its own place, with other members."""
+
+    def forge(office: ListOffice, made: GeneratedSchedule) -> None:
+        place = SealContext(Column.SPECIFICATION, CODE, lists.place_of(made.schedule_id))
+        with office.act() as act:
+            kept = commitments.get_list_commitment(act.tx, act.study.study_id, made.schedule_id)
+            document = json.loads(office.house.deployment.ring.open(place, kept.sealed_specification)) | changes
+        token = office.house.deployment.ring.seal(place, canonical_json(document)).token
+        with office.tampering(tables.schedule) as tx:
+            tx.execute(update(tables.schedule).values(sealed_specification=token))
+
+    return forge
+
+
+FORGED = {
+    "fewer weights": forged(block_size_weights=[1, 1]),
+    "no weight": forged(block_size_weights=[0, 0, 0]),
+    "no arms": forged(arms=[]),
+    "a size of nothing": forged(block_sizes=[0, 6, 8]),
+    "words for sizes": forged(block_sizes=["4", "6", "8"]),
+    "another member": forged(seed="00"),
+    "another algorithm": forged(algorithm="coin"),
+}
+
+
 class TestTampering:
+    @pytest.mark.parametrize("what", FORGED)
+    def test_a_specification_of_no_list(self, office: ListOffice, what: str) -> None:
+        """One that no list can have been made from is a broken record, and neither a fault of ours nor the caller's. [SEQ-11]"""
+        made = office.generate()
+        FORGED[what](office, made)
+        with office.act() as act, pytest.raises(IntegrityBroken):
+            lists.check_list(act, stored.get_schedule(act.tx, act.study.study_id, made.schedule_id))
+
     @pytest.mark.parametrize(
         "tamper",
         [
