@@ -37,6 +37,7 @@ class StockDraw:
     """A look into a site's stock; what it found must be withdrawn is kept even when the act is refused."""
 
     study_id: UUID | None = None
+    site_code: SiteCode | None = None
     withdrawn: list[UUID] = field(default_factory=list)
     at: datetime | None = None
 
@@ -49,7 +50,7 @@ class StockDraw:
         done. Locks the site's stock. Raises ``StockInsufficient``, in one way for every cause.
         """
         kits.lock_stock(act.tx, act.study.study_id, site_code)
-        self.study_id, self.at = act.study.study_id, act.now
+        self.study_id, self.site_code, self.at = act.study.study_id, site_code, act.now
         self.withdrawn.clear()
         today = site_day(act.now, timezone)
         for consignment in kits.list_assignable_consignments(act.tx, act.study.study_id, site_code, today):
@@ -63,8 +64,12 @@ class StockDraw:
         raise StockInsufficient
 
     def on_refusal(self, tx: Transaction, _error: SnoseError) -> None:
-        """Withdraw, in the transaction of the refusal's entry, what no longer held the floor: it is never mixed in later."""
-        if self.study_id is not None and self.at is not None:
+        """Withdraw, in the transaction of the refusal's entry, what no longer held the floor: it is never mixed in later.
+
+        Like every change of a site's stock under its lock, which comes before that of the log (`custody.md`, lock order).
+        """
+        if self.study_id is not None and self.site_code is not None and self.at is not None and self.withdrawn:
+            kits.lock_stock(tx, self.study_id, self.site_code)
             for consignment_id in self.withdrawn:
                 kits.record_withdrawal(tx, self.study_id, consignment_id, self.at)
 

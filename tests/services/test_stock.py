@@ -11,10 +11,11 @@ import pytest
 from sqlalchemy import select
 
 from app.domain.words import ArmCode, SiteCode
+from app.errors import StockInsufficient
 from app.services.audited import Act
 from app.services.stock import StockDraw, holds_floor
 from app.storage import kits, tables
-from app.storage.database import Transaction
+from app.storage.database import Transaction, TryAgain
 from app.storage.kits import SealedKit
 from tests import supply
 from tests.harness import Caller, House, expect
@@ -80,6 +81,26 @@ class TestFloor:
         assert not any(kit["usable"] for kit in trial.site_kits())
         trial.stock("C2")
         assert trial.allocate("01-0001")["kit_code"] in trial.arms_of("C2")
+        assert trial.consignment_status("C1") == "withdrawn"
+
+    def test_withdrawal_waits_for_whoever_has_the_stock(self, house: House) -> None:
+        """A refusal withdraws under the lock of the stock, never beside somebody who draws from it [B5, custody "Lock order"]"""
+        if not house.deployment.database.is_postgresql:
+            pytest.skip("SQLite has one writer: nobody withdraws beside anybody")
+        trial = supply.trial(house, per_arm=3)
+        quarantine(trial, some_of(trial, "C1", ARMS[0])[0])
+        draw = StockDraw()
+        with pytest.raises(StockInsufficient):
+            trial.act(lambda act: draw.offer(act, SITE, ZONE, ARM_CODES))
+        database = house.deployment.database
+        study_id = trial.act(lambda act: act.study.study_id)
+        with database.transaction() as holder:
+            kits.lock_stock(holder, study_id, SITE)
+            with pytest.raises(TryAgain), database.transaction() as tx:
+                draw.on_refusal(tx, StockInsufficient())
+        assert trial.consignment_status("C1") == "assignable"
+        with database.transaction() as tx:
+            draw.on_refusal(tx, StockInsufficient())
         assert trial.consignment_status("C1") == "withdrawn"
 
     def test_the_refusal_is_one_whichever_arm_is_short(self, house: House) -> None:
