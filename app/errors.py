@@ -346,6 +346,16 @@ class Unavailable(SnoseError):
     advice = "Repeat the request unchanged in a moment."
 
 
+class HashingBusy(Unavailable):
+    """More passwords are being looked at than the service takes on at a time; this one was not."""
+
+    code = "busy"
+    title = "Too many people sign in at this moment"
+    advice = "Wait for the time named in Retry-After, then send the request again; step-up and code breaks go on working."
+    retry_after: ClassVar[int] = 2
+    """Seconds."""
+
+
 class DatabaseUnavailable(Unavailable):
     """The database does not answer or refuses to write."""
 

@@ -98,7 +98,7 @@ def of_error(error: SnoseError, request_id: str) -> Response:
         headers["WWW-Authenticate"] = CHALLENGE
     elif isinstance(error, errors.NotAuthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, errors.TooManyAttempts):
+    if isinstance(error, errors.TooManyAttempts | errors.HashingBusy):
         headers["Retry-After"] = str(error.retry_after)
     return problem(status_of(error), body_of(error, request_id), headers)
 

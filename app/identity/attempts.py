@@ -1,15 +1,13 @@
 """Wrong tries slow down, and never lock out for ever (USR-10, EUB-15).
 
 A try is counted before it is looked at, so that many at once are no more guesses than one after the other; the right one is
-given back. One count stands for password and one-time code: a good password alone does not open new tries at the code.
+given back. Passwords and one-time codes have a count each. Anybody can guess at a password, and must not hold up its owner's code
+before an emergency (rule D1); a code is guessed at by whoever has a session, and no good password opens new tries at it.
 """
 
-import hashlib
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from threading import Lock
 from typing import Final
 
 from app.errors import TooManyAttempts
@@ -20,12 +18,10 @@ LONGEST_DELAY: Final = timedelta(seconds=30)
 FORGOTTEN_AFTER: Final = timedelta(minutes=15)
 """Wrong tries older than this count no more, so that typing errors of weeks do not add up."""
 
-_MOST_NAMES: Final = 10_000
-
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """The wrong tries of an account; ``blocked_until`` is the moment from which the next one is looked at."""
+    """The wrong tries at one proof; ``blocked_until`` is the moment from which the next one is looked at."""
 
     failed: int = 0
     blocked_until: datetime | None = None
@@ -47,23 +43,3 @@ class Attempts:
     def given_back(self, now: datetime) -> "Attempts":
         """Return the count without the last try, which was right, and with nothing to wait for."""
         return Attempts(self.failed - 1, now) if self.failed > 1 else Attempts()
-
-
-class Strangers:
-    """Wrong tries at names that nobody has, so that a delay does not tell which names are known.
-
-    In memory, bounded, and by digest: what was typed may have been a password (rule E1).
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._tries: OrderedDict[bytes, Attempts] = OrderedDict()
-
-    def charge(self, name: str, now: datetime) -> None:
-        """Count a try; raise ``TooManyAttempts`` as an account of that name would."""
-        key = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
-        with self._lock:
-            self._tries[key] = self._tries.get(key, Attempts()).charged(now)
-            self._tries.move_to_end(key)
-            if len(self._tries) > _MOST_NAMES:
-                self._tries.popitem(last=False)

@@ -1,6 +1,8 @@
 """Passwords: hashed with Argon2id (RFC 9106), compared at equal cost for known and unknown accounts."""
 
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import BoundedSemaphore
 from typing import Final
 
@@ -9,7 +11,7 @@ from argon2.exceptions import VerificationError, VerifyMismatchError
 
 from app.domain.entropy import Entropy
 from app.domain.words import Mode
-from app.errors import IntegrityBroken, PasswordRefused, WrongCredentials
+from app.errors import HashingBusy, IntegrityBroken, PasswordRefused, WrongCredentials
 
 SHORTEST: Final = 12
 LONGEST: Final = 128
@@ -19,6 +21,9 @@ _SALT_LENGTH: Final = 16
 
 # Each hash takes 64 MiB for a while. Two at a time bound the memory that strangers can make the service take.
 _AT_ONCE: Final = 2
+PLACES: Final = 10
+"""How many may hash or wait for it at a time: a quarter of the service's threads, so that the rest are free for all else."""
+_LONGEST_WAIT: Final = 3.0
 
 # Letters and digits that nobody confuses on paper; a one-time password is read aloud or typed from a sheet.
 _ALPHABET: Final = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -63,24 +68,52 @@ class Passwords:
             self._hasher = PasswordHasher(time_cost=3, memory_cost=64 * 1024, parallelism=4)
         else:
             self._hasher = PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1)
+        self._places = BoundedSemaphore(PLACES)
         self._turn = BoundedSemaphore(_AT_ONCE)
+        self._longest_wait = _LONGEST_WAIT
         # Nobody's password: what an unknown account is compared with, so that both take the same time.
         self._nobody = self.hash(entropy.draw("password", 32).hex())
 
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one of the few places of those who hash or wait for it; raise ``HashingBusy`` at once when all are taken.
+
+        Whoever serves requests takes one first: threads that wait for strangers' passwords would be missing at the code breaks
+        (rule D1).
+        """
+        if not self._places.acquire(blocking=False):
+            raise HashingBusy
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    @contextmanager
+    def _own_turn(self) -> Iterator[None]:
+        if not self._turn.acquire(timeout=self._longest_wait):
+            raise HashingBusy
+        try:
+            yield
+        finally:
+            self._turn.release()
+
     def hash(self, password: str) -> str:
-        """Return the salted hash in PHC form, with its costs. ``refuse_weak`` asks the rules."""
+        """Return the salted hash in PHC form, with its costs. ``refuse_weak`` asks the rules.
+
+        Raises ``HashingBusy`` when no turn comes within three seconds.
+        """
         salt = self._entropy.draw("password_salt", _SALT_LENGTH)
-        with self._turn:
+        with self._own_turn():
             return self._hasher.hash(_bytes(password), salt=salt)
 
     def verify(self, password: str, stored_hash: str | None) -> None:
         """Raise ``WrongCredentials`` unless this is the password of the hash; None is an unknown account.
 
         An unknown account costs as much as a known one and is refused in the same words (USR-10). Raises
-        ``IntegrityBroken`` when what is stored is no hash.
+        ``IntegrityBroken`` when what is stored is no hash, and ``HashingBusy`` when no turn comes within three seconds.
         """
         try:
-            with self._turn:
+            with self._own_turn():
                 self._hasher.verify(self._nobody if stored_hash is None else stored_hash, _bytes(password))
         except VerifyMismatchError:
             raise WrongCredentials from None

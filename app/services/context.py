@@ -9,7 +9,6 @@ from uuid import UUID
 
 from app.domain.entropy import Entropy
 from app.domain.words import Action, Factor, Mode, StudyCode
-from app.identity.attempts import Strangers
 from app.identity.passwords import Passwords
 from app.identity.tokens import token_digest
 from app.sealing.ring import KeyRing
@@ -65,7 +64,6 @@ class Deployment:
     commitments: CommitmentKeeper
     noise: NoiseMeter
     limits: Limits
-    strangers: Strangers = field(default_factory=Strangers)
     factors: dict[UUID, tuple[Factor, ...]] = field(default_factory=dict)
     """Stratification factors by study, as they were read; they never change."""
 

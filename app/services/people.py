@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Final, NoReturn, TypeVar
 from uuid import UUID
 
@@ -30,7 +31,9 @@ from app.errors import (
     Conflict,
     DatabaseUnavailable,
     GrantConflict,
+    HashingBusy,
     IllegalTransition,
+    IntegrityBroken,
     Invalid,
     NotAuthenticated,
     PasswordChangeRequired,
@@ -58,6 +61,8 @@ _USERNAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,39}")
 _RESERVED: Final = frozenset({"snose", "unknown"})
 """Names that the trail gives to the service itself and to nobody known."""
 _CLIENT_PREFIX: Final = "client-"
+_BUCKET_BYTES: Final = 2
+"""Tries to sign in are counted in 65,536 buckets of names: room enough for every account, and a bound on what strangers fill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,21 +152,25 @@ class Holder:
 def sign_in(ctx: RequestContext, username: str, password: str) -> SignedIn:
     """Return a session on the strength of a password; what an account without one would hear tells nothing of it.
 
-    Raises ``WrongCredentials``, which is entered with the account or ``unknown`` (rule E1), and ``TooManyAttempts``, which is
-    counted as noise: nothing was looked at.
+    Raises ``WrongCredentials``, which is entered with the account or ``unknown`` (rule E1), and ``TooManyAttempts`` and
+    ``HashingBusy``, which are counted as noise: nothing was looked at.
     """
     name = username.strip().casefold()
+    passwords = ctx.deployment.passwords
     try:
-        credential = _apart(ctx.deployment, lambda tx: _charge_name(ctx, tx, name))
-    except TooManyAttempts:
+        with passwords.place():
+            credential = _apart(ctx.deployment, lambda tx: _charge_name(ctx, tx, name))
+            fault = _fault_of(lambda: passwords.verify(password, _secret_of(credential)))
+        if isinstance(fault, HashingBusy):
+            raise fault
+    except (TooManyAttempts, HashingBusy):
         ctx.deployment.noise.count(ctx.network)
         raise
-    fault = _fault_of(lambda: ctx.deployment.passwords.verify(password, _secret_of(credential)))
 
     def work(act: Act) -> SignedIn:
         if credential is None or fault is not None:
             raise fault or WrongCredentials
-        _hold_unchanged(act, credential)
+        _hold_unchanged(act, credential, name)
         end = act.now + act.deployment.limits.session_length
         return _begin_session(act, credential.principal_id, end, "pwd")
 
@@ -201,7 +210,7 @@ def step_up(ctx: RequestContext, one_time_code: str) -> SignedIn:
     Raises ``WrongOneTimeCode`` for a code that is wrong, old or used (rule D3), ``TooManyAttempts``, ``PasswordChangeRequired``
     before the first change: until then there is no factor that only the person has seen.
     """
-    credential, fault = _charge_caller(ctx)
+    credential, fault = _charge_caller(ctx, _charge_code)
 
     def work(act: Act) -> SignedIn:
         caller = act.principal
@@ -216,7 +225,7 @@ def step_up(ctx: RequestContext, one_time_code: str) -> SignedIn:
         step = accepted_step(secret, one_time_code.replace(" ", ""), act.now, kept.totp_last_step)
         if not people.claim_one_time_step(act.tx, caller.principal_id, step):
             raise WrongOneTimeCode
-        people.record_attempts(act.tx, caller.principal_id, 0, None)
+        people.record_code_tries(act.tx, caller.principal_id, 0, None)
         end = people.get_session_end(act.tx, caller.session_id)
         return _begin_session(act, caller.principal_id, end, "mfa")
 
@@ -252,7 +261,8 @@ def read_self(ctx: RequestContext) -> Myself:
 def change_password(ctx: RequestContext, current: str, new: str) -> NewPassword:
     """Return the new second factor, which only the person sees, at the first change after registration or reset.
 
-    The token in hand stays, every other session ends. Raises ``PasswordRefused``, ``WrongCredentials``, ``TooManyAttempts``.
+    The token in hand stays, every other session ends. Raises ``PasswordRefused``, ``WrongCredentials``, ``TooManyAttempts``,
+    ``HashingBusy``.
     """
     caller = _apart(ctx.deployment, lambda tx: _find_caller(ctx, tx))
     secret_hash, fault = "", None
@@ -261,18 +271,14 @@ def change_password(ctx: RequestContext, current: str, new: str) -> NewPassword:
         # A password that is refused anyhow says nothing about the current one, so it costs no try.
         fault = _fault_of(lambda: _refuse(caller.name, current, new))
         if fault is None:
-            credential, fault = _charge_caller(ctx)
-        if fault is None:
-            fault = _fault_of(lambda: ctx.deployment.passwords.verify(current, _secret_of(credential)))
-        if fault is None:
-            secret_hash = ctx.deployment.passwords.hash(new)
+            credential, secret_hash, fault = _exchange(ctx, current, new)
 
     def work(act: Act) -> NewPassword:
         if fault is not None:
             raise fault
         if credential is None or not secret_hash:
             raise NotAuthenticated
-        kept = _hold_unchanged(act, credential)
+        kept = _hold_unchanged(act, credential, act.principal.name)
         principal_id = act.principal.principal_id
         factor = new_secret(act.deployment.entropy) if kept.must_change or kept.totp_secret is None else None
         sealed = None
@@ -291,10 +297,10 @@ def change_password(ctx: RequestContext, current: str, new: str) -> NewPassword:
 
 def register_person(ctx: RequestContext, username: str, display_name: str, email: str) -> IssuedPerson:
     """Return a new account with a one-time password; raise ``AlreadyExists`` for a name that was ever used (USR-18)."""
-    issued = _issue(ctx)
+    issue = _issued(ctx)
 
     def work(act: Act) -> IssuedPerson:
-        password, secret_hash = issued or _nobody_asks()
+        password, secret_hash = issue()
         name = check_username(username)
         act.note(target={"username": name})
         account = Account(act.deployment.new_id(), name, display_name, email, False, True, act.now)  # noqa: FBT003  # a person, active
@@ -342,10 +348,10 @@ def deactivate(ctx: RequestContext, holder: Holder) -> Account:
 
 def reset(ctx: RequestContext, username: Username) -> IssuedPerson:
     """Return a one-time password after a loss: the old one, the second factor and every session are void (USR-13, EUB-15)."""
-    issued = _issue(ctx)
+    issue = _issued(ctx)
 
     def work(act: Act) -> IssuedPerson:
-        password, secret_hash = issued or _nobody_asks()
+        password, secret_hash = issue()
         act.note(target={"username": username})
         account = people.get_account(act.tx, username, is_machine=False)
         people.hold_credential(act.tx, account.principal_id)
@@ -557,12 +563,39 @@ def _find_caller(ctx: RequestContext, tx: Transaction) -> Principal | None:
     return people.find_principal(tx, ctx.token_digest, ctx.now(), None)
 
 
-def _issue(ctx: RequestContext) -> tuple[str, str] | None:
-    """Return a one-time password and its hash; None without a known caller, for whom no hash is computed."""
+def _issued(ctx: RequestContext) -> Callable[[], tuple[str, str]]:
+    """Return what gives a one-time password and its hash behind the door, or raises there why there is none.
+
+    For an unknown caller none is computed; with too many hashes in hand it is ``HashingBusy``.
+    """
     if _apart(ctx.deployment, lambda tx: _find_caller(ctx, tx)) is None:
-        return None
+        return _nobody_asks
     password = issued_password(ctx.deployment.entropy)
-    return password, ctx.deployment.passwords.hash(password)
+    try:
+        with ctx.deployment.passwords.place():
+            secret_hash = ctx.deployment.passwords.hash(password)
+    except HashingBusy as error:
+        return partial(_raise, error)
+    return lambda: (password, secret_hash)
+
+
+def _raise(error: SnoseError) -> NoReturn:
+    raise error
+
+
+def _exchange(ctx: RequestContext, current: str, new: str) -> tuple[Credential | None, str, SnoseError | None]:
+    """Count a try at the caller's password, and return its credential, the hash of the new one, and what is wrong."""
+    passwords = ctx.deployment.passwords
+    credential: Credential | None = None
+    try:
+        with passwords.place():
+            credential, fault = _charge_caller(ctx, _charge_password)
+            if fault is not None:
+                return None, "", fault
+            passwords.verify(current, _secret_of(credential))
+            return credential, passwords.hash(new), None
+    except (WrongCredentials, IntegrityBroken, HashingBusy) as error:
+        return credential, "", error
 
 
 def _secret_of(credential: Credential | None) -> str | None:
@@ -576,24 +609,42 @@ def _refuse(name: str, current: str, new: str) -> None:
         raise PasswordRefused(message, "new")
 
 
+def _bucket_of(deployment: Deployment, name: str) -> int:
+    """Return where the tries at a name are counted: too few bits, and keyed, to tell what was typed (rule E1)."""
+    mac = deployment.ring.mac("sign-in tries", name.encode("utf-8", "surrogatepass"))
+    return int.from_bytes(mac[:_BUCKET_BYTES], "big")
+
+
 def _charge_name(ctx: RequestContext, tx: Transaction, name: str) -> Credential | None:
-    """Count a try at a name; raise ``TooManyAttempts``, for a name that nobody has as for any other."""
-    # What cannot be a name is not looked for: PostgreSQL holds no NUL, and neither does a name.
-    credential = people.find_credential(tx, name, is_machine=False) if _USERNAME.fullmatch(name) else None
-    if credential is None:
-        ctx.deployment.strangers.charge(name, ctx.now())
-        return None
-    return _charge(ctx, tx, credential.principal_id)
+    """Count a try at a name; raise ``TooManyAttempts``. For a name that nobody has the work is that for any other (USR-10)."""
+    bucket = _bucket_of(ctx.deployment, name)
+    charged = Attempts(*people.hold_password_tries(tx, bucket)).charged(ctx.now())
+    people.record_password_tries(tx, bucket, charged.failed, charged.blocked_until)
+    # What cannot be a name is not looked for: PostgreSQL holds no NUL, and neither does a name. Nobody's name is empty.
+    return people.find_credential(tx, name if _USERNAME.fullmatch(name) else "", is_machine=False)
 
 
-def _charge_caller(ctx: RequestContext) -> tuple[Credential | None, SnoseError | None]:
+def _charge_password(ctx: RequestContext, tx: Transaction, caller: Principal) -> Credential | None:
+    return _charge_name(ctx, tx, caller.name)
+
+
+def _charge_code(ctx: RequestContext, tx: Transaction, caller: Principal) -> Credential:
+    credential = people.hold_credential(tx, caller.principal_id)
+    charged = Attempts(credential.failed_codes, credential.codes_blocked_until).charged(ctx.now())
+    people.record_code_tries(tx, caller.principal_id, charged.failed, charged.blocked_until)
+    return credential
+
+
+def _charge_caller(
+    ctx: RequestContext, count: Callable[[RequestContext, Transaction, Principal], Credential | None]
+) -> tuple[Credential | None, SnoseError | None]:
     """Count a try of whoever holds the token; nothing without a person who holds it."""
 
     def charge(tx: Transaction) -> Credential | None:
         caller = _find_caller(ctx, tx)
         if caller is None or caller.is_machine:
             return None
-        return _charge(ctx, tx, caller.principal_id)
+        return count(ctx, tx, caller)
 
     try:
         return _apart(ctx.deployment, charge), None
@@ -601,20 +652,15 @@ def _charge_caller(ctx: RequestContext) -> tuple[Credential | None, SnoseError |
         return None, error
 
 
-def _charge(ctx: RequestContext, tx: Transaction, principal_id: UUID) -> Credential:
-    credential = people.hold_credential(tx, principal_id)
-    charged = Attempts(credential.failed_attempts, credential.blocked_until).charged(ctx.now())
-    people.record_attempts(tx, principal_id, charged.failed, charged.blocked_until)
-    return credential
-
-
-def _hold_unchanged(act: Act, verified: Credential) -> Credential:
+def _hold_unchanged(act: Act, verified: Credential, name: str) -> Credential:
     """Give the try back and return the credential as it is held now; raise ``WrongCredentials`` if it is another by now."""
+    bucket = _bucket_of(act.deployment, name)
+    tries = Attempts(*people.hold_password_tries(act.tx, bucket))
     kept = people.hold_credential(act.tx, verified.principal_id)
     if not kept.is_active or kept.secret_hash != verified.secret_hash:
         raise WrongCredentials
-    left = Attempts(kept.failed_attempts, kept.blocked_until).given_back(act.now)
-    people.record_attempts(act.tx, kept.principal_id, left.failed, left.blocked_until)
+    left = tries.given_back(act.now)
+    people.record_password_tries(act.tx, bucket, left.failed, left.blocked_until)
     return kept
 
 

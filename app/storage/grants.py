@@ -2,7 +2,7 @@
 
 The owner's URL migrates, this role serves. It can delete and truncate nothing, and it owns nothing, so it cannot
 switch a trigger off. The columns are those that the triggers of revision 0002 leave open, and a test holds the two
-against each other; credentials and sessions have no such triggers, because nothing in them is evidence.
+against each other; credentials, tries to sign in and sessions have no such triggers, because nothing in them is evidence.
 """
 
 from typing import Final
@@ -22,8 +22,9 @@ CHANGEABLE: Final = {
     "principal": ("display_name", "email", "is_active"),
     "credential": (
         *("secret_hash", "secret_set_at", "must_change", "sealed_totp_secret", "totp_last_step"),
-        *("failed_attempts", "blocked_until"),
+        *("failed_codes", "codes_blocked_until"),
     ),
+    "sign_in_tries": ("failed", "blocked_until"),
     "role_grant": ("revoked_at", "revoked_by"),
     "session": ("proof_at", "proof_spent_at", "ended_at"),
     "study": ("title", "planned_subjects", "stock_floor", "backup_contact", "status", "is_frozen", "key_version"),

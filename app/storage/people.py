@@ -7,6 +7,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import Row, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from app.domain.people import HeldGrant, Principal, Proof
 from app.domain.sealed import Sealed
@@ -19,6 +20,7 @@ _p = tables.principal.c
 _c = tables.credential.c
 _g = tables.role_grant.c
 _s = tables.session.c
+_t = tables.sign_in_tries.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,8 @@ class Credential:
     must_change: bool
     totp_secret: Sealed | None
     totp_last_step: int | None
-    failed_attempts: int
-    blocked_until: datetime | None
+    failed_codes: int
+    codes_blocked_until: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ def add_account(tx: Transaction, account: Account, secret_hash: str, *, must_cha
             "secret_hash": secret_hash,
             "secret_set_at": account.created_at,
             "must_change": must_change,
-            "failed_attempts": 0,
+            "failed_codes": 0,
         },
     )
 
@@ -207,17 +209,37 @@ def _credential(row: Row[Any]) -> Credential:
         must_change=row.must_change,
         totp_secret=Sealed(row.sealed_totp_secret) if row.sealed_totp_secret is not None else None,
         totp_last_step=row.totp_last_step,
-        failed_attempts=row.failed_attempts,
-        blocked_until=row.blocked_until,
+        failed_codes=row.failed_codes,
+        codes_blocked_until=row.codes_blocked_until,
     )
 
 
-def record_attempts(tx: Transaction, principal_id: UUID, failed: int, blocked_until: datetime | None) -> None:
-    """Keep how many wrong tries there were, and from when on the next one is looked at."""
+_OPEN_BUCKET: Final = {
+    True: postgresql.insert(tables.sign_in_tries).on_conflict_do_nothing(),
+    False: sqlite.insert(tables.sign_in_tries).on_conflict_do_nothing(),
+}
+
+
+def hold_password_tries(tx: Transaction, bucket: int) -> tuple[int, datetime | None]:
+    """Return the wrong tries at the passwords of a bucket of names, and from when on the next one is looked at; held."""
+    tx.execute(_OPEN_BUCKET[tx.is_postgresql], {"bucket": bucket, "failed": 0})
+    row = tx.execute(select(_t.failed, _t.blocked_until).where(_t.bucket == bucket).with_for_update()).one()
+    return row.failed, row.blocked_until
+
+
+def record_password_tries(tx: Transaction, bucket: int, failed: int, blocked_until: datetime | None) -> None:
+    """Keep the wrong tries at the passwords of a bucket of names."""
+    tx.execute(
+        update(tables.sign_in_tries).where(_t.bucket == bucket).values(failed=failed, blocked_until=blocked_until)
+    )
+
+
+def record_code_tries(tx: Transaction, principal_id: UUID, failed: int, blocked_until: datetime | None) -> None:
+    """Keep the wrong tries at an account's one-time code, and from when on the next one is looked at."""
     tx.execute(
         update(tables.credential)
         .where(_c.principal_id == principal_id)
-        .values(failed_attempts=failed, blocked_until=blocked_until)
+        .values(failed_codes=failed, codes_blocked_until=blocked_until)
     )
 
 
@@ -238,15 +260,11 @@ def record_new_password(
     tx: Transaction, principal_id: UUID, secret_hash: str, at: datetime, totp_secret: Sealed | None
 ) -> None:
     """Replace the password by the person's own; ``totp_secret`` is given at the first change only."""
-    values: dict[str, object] = {
-        "secret_hash": secret_hash,
-        "secret_set_at": at,
-        "must_change": False,
-        "failed_attempts": 0,
-        "blocked_until": None,
-    }
+    values: dict[str, object] = {"secret_hash": secret_hash, "secret_set_at": at, "must_change": False}
     if totp_secret is not None:
+        # A new factor begins with no wrong tries; a new password leaves those at the old factor.
         values |= {"sealed_totp_secret": totp_secret.token, "totp_last_step": None}
+        values |= {"failed_codes": 0, "codes_blocked_until": None}
     tx.execute(update(tables.credential).where(_c.principal_id == principal_id).values(**values))
 
 
@@ -261,8 +279,8 @@ def record_issued_password(tx: Transaction, principal_id: UUID, secret_hash: str
             must_change=True,
             sealed_totp_secret=None,
             totp_last_step=None,
-            failed_attempts=0,
-            blocked_until=None,
+            failed_codes=0,
+            codes_blocked_until=None,
         )
     )
 

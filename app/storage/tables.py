@@ -135,9 +135,17 @@ credential = Table(
     Column("must_change", Boolean(), nullable=False),
     _text("sealed_totp_secret", nullable=True),
     Column("totp_last_step", BigInteger(), nullable=True),
-    _number("failed_attempts"),
-    _time("blocked_until", nullable=True),
+    _number("failed_codes"),
+    _time("codes_blocked_until", nullable=True),
     ForeignKeyConstraint(["principal_id"], ["principal.principal_id"]),
+)
+# Tries at a password by a few bits of a keyed digest of the name, whether or not anybody has it.
+sign_in_tries = Table(
+    "sign_in_tries",
+    metadata,
+    Column("bucket", Integer(), primary_key=True, autoincrement=False),
+    _number("failed"),
+    _time("blocked_until", nullable=True),
 )
 role_grant = Table(
     "role_grant",

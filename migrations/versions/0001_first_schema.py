@@ -47,6 +47,13 @@ def upgrade() -> None:
         sa.UniqueConstraint("name", name=op.f("uq_principal_name")),
     )
     op.create_table(
+        "sign_in_tries",
+        sa.Column("bucket", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("failed", sa.Integer(), nullable=False),
+        sa.Column("blocked_until", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("bucket", name=op.f("pk_sign_in_tries")),
+    )
+    op.create_table(
         "signing_key",
         sa.Column("version", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("public_key", sa.Text(), nullable=False),
@@ -238,8 +245,8 @@ def upgrade() -> None:
         sa.Column("must_change", sa.Boolean(), nullable=False),
         sa.Column("sealed_totp_secret", sa.Text(), nullable=True),
         sa.Column("totp_last_step", sa.BigInteger(), nullable=True),
-        sa.Column("failed_attempts", sa.Integer(), nullable=False),
-        sa.Column("blocked_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("failed_codes", sa.Integer(), nullable=False),
+        sa.Column("codes_blocked_until", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(["principal_id"], ["principal.principal_id"], name=op.f("fk_credential_principal")),
         sa.PrimaryKeyConstraint("principal_id", name=op.f("pk_credential")),
     )
@@ -530,6 +537,7 @@ def downgrade() -> None:
     op.drop_table("stored_answer")
     op.drop_table("slot")
     op.drop_table("signing_key")
+    op.drop_table("sign_in_tries")
     op.drop_table("principal")
     op.drop_table("log")
     op.drop_table("deployment")

@@ -2,15 +2,21 @@
 
 import base64
 import json
+import sqlite3
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pyotp
 import pytest
+from argon2 import PasswordHasher
 from httpx2 import Response
+from sqlalchemy import event
 
 from app.domain.words import UNBLINDED_ROLES, Role
+from app.identity.passwords import PLACES
 from app.storage.tables import metadata
 from tests.harness import STUDY, Caller, House, expect
 
@@ -33,6 +39,38 @@ def refused(response: Response, status: int, code: str) -> dict[str, Any]:
     assert response.headers["content-type"] == "application/problem+json"
     assert problem["code"] == code, problem
     return problem
+
+
+class CountingHasher(PasswordHasher):
+    """The deployment's hasher, which notes the kind and cost of each hash that it verifies."""
+
+    def __init__(self, like: PasswordHasher) -> None:
+        super().__init__(like.time_cost, like.memory_cost, like.parallelism)
+        self.verified: list[str] = []
+
+    def verify(self, hash: str | bytes, password: str | bytes) -> Literal[True]:  # noqa: A002  # the library's name
+        self.verified.append(str(hash).rsplit("$", 2)[0])
+        return super().verify(hash, password)
+
+
+@contextmanager
+def statements(house: House) -> Iterator[list[tuple[str, int]]]:
+    """Give the statements that are sent meanwhile, each with how many rows it wrote.
+
+    But for the inner nodes of the trail's tree: how many an entry completes follows from its number.
+    """
+    done: list[tuple[str, int]] = []
+
+    def note(_connection: object, cursor: sqlite3.Cursor, text: str, *_rest: object) -> None:
+        if "trail_node" not in text:
+            done.append((text, 0 if text.startswith("SELECT") else cursor.rowcount))
+
+    engine = house.deployment.database.engine
+    event.listen(engine, "after_cursor_execute", note)
+    try:
+        yield done
+    finally:
+        event.remove(engine, "after_cursor_execute", note)
 
 
 class TestSigningIn:
@@ -100,11 +138,13 @@ class TestSigningIn:
         expect(sign_in(house, "admin", house.admin.password), 201)
 
     def test_wrong_tries_are_remembered_by_a_new_process(self, house: House) -> None:
-        """A restart gives no new tries (USR-10)."""
-        for _ in range(5):
-            sign_in(house, "admin", "wrong")
+        """A restart gives no new tries, and tells no names by it (USR-10)."""
+        for name in ("admin", "nobody"):
+            for _ in range(5):
+                sign_in(house, name, "wrong")
         house.restart()
         refused(sign_in(house, "admin", house.admin.password), 429, "too_many_attempts")
+        refused(sign_in(house, "nobody", "wrong"), 429, "too_many_attempts")
 
     def test_wrong_tries_made_at_once_are_counted_each(self, house: House) -> None:
         """Many at once are no more guesses than one after the other (USR-10)."""
@@ -114,6 +154,63 @@ class TestSigningIn:
             ]
         assert statuses.count(401) == 5
         assert statuses.count(429) == 7
+
+    def test_known_and_unknown_names_cost_the_same_work(self, house: House) -> None:
+        """The time of a refusal tells no name: the same statements, rows written and hash of the same cost (USR-10, USR-21)."""
+        house.person(None, username="m.rossi")
+        expect(house.admin.post("/v1/people/m.rossi/deactivation"), 200)
+        names = ("admin", "m.rossi", "nobody", "Not a name \x00")
+        for name in names:
+            refused(sign_in(house, name, "wrong"), 401, "wrong_credentials")
+        costs = PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1)
+        hasher = house.deployment.passwords._hasher = CountingHasher(costs)
+        work = {}
+        for name in names:
+            hasher.verified.clear()
+            with statements(house) as done:
+                refused(sign_in(house, name, "wrong"), 401, "wrong_credentials")
+            work[name] = (tuple(done), tuple(hasher.verified))
+        assert set(work.values()) == {work["admin"]}
+        sent, verified = work["admin"]
+        assert verified == ("$argon2id$v=19$m=1024,t=1,p=1",)
+        assert any(text.startswith("UPDATE sign_in_tries") and rows == 1 for text, rows in sent)
+
+    def test_a_full_house_is_told_at_once_and_counts_no_try(self, house: House) -> None:
+        """Who must wait for a hash is turned away with a time to come back, as noise; step-up and code breaks go on (D1, E1)."""
+        house.register_study()
+        doctor = house.person("investigator")
+        doctor.token()
+        house.deployment.noise.take()
+        entries = len(house.trail())
+        with ExitStack() as full:
+            for _ in range(PLACES):
+                full.enter_context(house.deployment.passwords.place())
+            for _ in range(9):
+                response = sign_in(house, doctor.username, "wrong")
+                refused(response, 503, "busy")
+                assert response.headers["retry-after"] == "2"
+            assert len(house.trail()) == entries
+            assert house.deployment.noise.take() == {"unknown": 9}
+            body = {"current": doctor.password, "new": PASSWORD}
+            refused(doctor.post("/v1/me/password", json=body), 503, "busy")
+            assert last(house.trail())["after"] == {"code": "busy"}
+            wanted = {"subject_id": "S-1", "reason_code": "serious_adverse_event"}
+            unknown = doctor.post(f"/v1/studies/{STUDY}/code-breaks", json=wanted, step_up=True)
+            refused(unknown, 404, "not_found")
+        expect(sign_in(house, doctor.username, doctor.password), 201)
+
+    def test_a_turn_that_does_not_come_is_told_too(self, house: House) -> None:
+        """Nobody waits for a hash without end (D1): the turns are taken, and the wait is over."""
+        passwords = house.deployment.passwords
+        passwords._longest_wait = 0.01
+        body = {"username": "m.rossi", "display_name": "Dr Rossi", "email": "m@example.org"}
+        house.admin.token()
+        with passwords._turn, passwords._turn:
+            refused(sign_in(house, "admin", house.admin.password), 503, "busy")
+            refused(house.admin.post("/v1/people", json=body), 503, "busy")
+            assert last(house.trail())["after"] == {"code": "busy"}
+        expect(sign_in(house, "admin", house.admin.password), 201)
+        expect(house.admin.post("/v1/people", json=body), 201)
 
     def test_a_session_ends_when_its_time_is_over_and_when_it_is_signed_out(self, house: House) -> None:
         """A token has an absolute end, and is worth nothing after sign-out (USR-12)."""
@@ -297,7 +394,7 @@ class TestSteppingUp:
         assert sorted(answer.status_code for answer in answers) == [201, 401]
 
     def test_wrong_codes_slow_down_and_a_good_password_opens_no_new_tries(self, house: House) -> None:
-        """Codes and passwords are counted together (USR-10, D3)."""
+        """Whoever holds a stolen session or password is slowed down at the code (USR-10, D3)."""
         doctor = house.person("investigator")
         for _ in range(4):
             refused(self.step_up(house, doctor, "000000"), 401, "invalid_code")
@@ -309,6 +406,27 @@ class TestSteppingUp:
         house.clock.advance(seconds=1)
         expect(self.step_up(house, doctor, doctor.code()), 201)
         refused(self.step_up(house, doctor, "000000"), 401, "invalid_code")
+
+    def test_wrong_passwords_of_a_stranger_delay_no_code(self, house: House) -> None:
+        """Whoever knows a name cannot hold up its owner's step-up before an emergency code break (D1, EUB-15)."""
+        doctor = house.person("investigator")
+        doctor.token()
+        for _ in range(12):
+            sign_in(house, doctor.username, "wrong")
+            house.clock.advance(seconds=30)
+        refused(sign_in(house, doctor.username, "wrong"), 401, "wrong_credentials")
+        refused(sign_in(house, doctor.username, "wrong"), 429, "too_many_attempts")
+        expect(self.step_up(house, doctor, doctor.code()), 201)
+        # Nor does a code open new tries at the password.
+        refused(sign_in(house, doctor.username, doctor.password), 429, "too_many_attempts")
+
+    def test_a_change_of_password_opens_no_new_tries_at_the_code(self, house: House) -> None:
+        """Session and password together are still slowed down at the factor that they lack (USR-10, D3)."""
+        doctor = house.person("investigator")
+        for _ in range(5):
+            refused(self.step_up(house, doctor, "000000"), 401, "invalid_code")
+        expect(doctor.post("/v1/me/password", json={"current": doctor.password, "new": PASSWORD}), 200)
+        refused(self.step_up(house, doctor, "000000"), 429, "too_many_attempts")
 
     def test_what_is_no_code_is_named(self, house: House) -> None:
         """An invalid value is 422 with the field (G2)."""

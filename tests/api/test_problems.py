@@ -64,6 +64,7 @@ def test_a_401_carries_the_challenge_that_fits() -> None:
     assert of_error(errors.StepUpRequired(), "r").headers["www-authenticate"] == CHALLENGE
     assert "www-authenticate" not in of_error(errors.Forbidden(), "r").headers
     assert of_error(made(errors.TooManyAttempts), "r").headers["retry-after"] == "7"
+    assert of_error(errors.HashingBusy(), "r").headers["retry-after"] == "2"
 
 
 @pytest.mark.parametrize("status", [400, 413, 415])

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.errors import TooManyAttempts
-from app.identity.attempts import Attempts, Strangers
+from app.identity.attempts import Attempts
 
 NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
@@ -46,22 +46,3 @@ def test_wrong_tries_of_long_ago_count_no_more() -> None:
     long_after = Attempts(40, NOON).charged(NOON + timedelta(minutes=15))
     assert long_after == Attempts(1, NOON + timedelta(minutes=15))
     assert Attempts(40, NOON).charged(NOON + timedelta(minutes=14)).failed == 41
-
-
-def test_a_name_that_nobody_has_is_slowed_down_like_an_account() -> None:
-    """A delay does not tell which names are known (USR-10, USR-21)."""
-    strangers = Strangers()
-    for _ in range(5):
-        strangers.charge("nobody", NOON)
-    with pytest.raises(TooManyAttempts):
-        strangers.charge("nobody", NOON)
-    strangers.charge("nobody else", NOON)
-    strangers.charge("nobody", NOON + timedelta(seconds=1))
-
-
-def test_the_memory_of_unknown_names_is_bounded() -> None:
-    """Strangers cannot fill the memory with names (G1)."""
-    strangers = Strangers()
-    for number in range(10_050):
-        strangers.charge(f"name {number}", NOON)
-    assert len(strangers._tries) == 10_000

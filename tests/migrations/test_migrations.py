@@ -50,7 +50,7 @@ UPDATES: Final = {
 }
 """Every guarded table with its triggers on UPDATE; each has two more, on what deletes and what replaces."""
 
-WITHOUT_TRIGGERS: Final = {"credential", "session"}
+WITHOUT_TRIGGERS: Final = {"credential", "session", "sign_in_tries"}
 
 
 def revisions() -> list[str]:
