@@ -129,6 +129,7 @@ class ConsignmentReceiptRead(Answer):
     received: int
     missing: int
     outstanding: int
+    put_aside: list[str] = Field(description="codes of this receipt that stay aside: a code was broken by them")
 
 
 _LINES: Final = TypeAdapter(list[KitImportField])

@@ -100,6 +100,7 @@ _STORY: Final[Mapping[str, Any]] = {
     "ConsignmentReceiptRead.received": 1,
     "ConsignmentReceiptRead.missing": 0,
     "outstanding": 39,
+    "put_aside": [],
     "visit": "V2",
     "DispatchRead.status": "dispatched",
     "ConsignmentReceiptRead.status": "dispatched",

@@ -16,6 +16,7 @@ from app.domain.contents import SALT_SIZE, KitContents
 from app.domain.encoding import canonical_json
 from app.domain.kits import (
     LARGEST_CONSIGNMENT,
+    STEPS,
     Fault,
     ImportLine,
     PlannedKit,
@@ -385,6 +386,8 @@ class ReceivedConsignment:
     received: int
     missing: int
     outstanding: int
+    put_aside: Sequence[KitCode] = ()
+    """Codes of this receipt that stay aside whatever the parcel held: a code was broken by them (EUB-07)."""
 
 
 def receive_consignment(
@@ -396,7 +399,8 @@ def receive_consignment(
 ) -> ReceivedConsignment:
     """Return how far the consignment is received; with its last code it becomes assignable, as a whole (rule B6).
 
-    A receipt is taken whole or not at all. Raises ``Invalid`` for a code named twice, ``Missing`` for a consignment that is not
+    A receipt is taken whole or not at all; a kit by which a code was broken stays aside, is named as such, and does not keep the
+    others from being received. Raises ``Invalid`` for a code named twice, ``Missing`` for a consignment that is not
     on its way to the caller's site, ``KitMismatch`` when any code is not of it, ``IllegalTransition`` when one was received or
     reported before. A code reported missing may be received while others are open, and after that it is put aside.
     """
@@ -421,20 +425,24 @@ def receive_consignment(
         is_open = consignment.status is ConsignmentStatus.DISPATCHED
         steps = [(code, Step.RECEIVE if is_open else Step.RECEIVE_LATE) for code in received]
         steps += [(code, Step.REPORT_MISSING) for code in missing]
+        aside = _aside(act, [code for code, step in steps if statuses[code] not in STEPS[step]])
         moved: dict[KitStatus, list[KitCode]] = {}
         for code, step in steps:
+            if code in aside:
+                continue
             moved.setdefault(next_status(statuses[code], step), []).append(code)
         for status, codes in moved.items():
             kits.record_statuses(act.tx, study_id, codes, status)
-        answer = _progress(act, consignment)
+        answer = _progress(act, consignment, [code for code in named if code in aside])
         act.note(
             before={"status": consignment.status},
             after={
                 "status": answer.status,
-                "received": sorted(received),
-                "missing": sorted(missing),
+                "received": sorted(set(received) - aside),
+                "missing": sorted(set(missing) - aside),
                 "outstanding": answer.outstanding,
-                **({"alert": "supply_manager"} if KitStatus.QUARANTINED in moved else {}),
+                **({"put_aside": sorted(aside)} if aside else {}),
+                **({"alert": "supply_manager"} if aside or KitStatus.QUARANTINED in moved else {}),
             },
         )
         return answer
@@ -442,7 +450,17 @@ def receive_consignment(
     return audited(ctx, Action.RECEIVE_CONSIGNMENT, work, study=study, answer_type=ReceivedConsignment)
 
 
-def _progress(act: Act, consignment: Consignment) -> ReceivedConsignment:
+def _aside(act: Act, kit_codes: Sequence[KitCode]) -> frozenset[KitCode]:
+    """Return which of the kits that no receipt moves any more are aside because a code was broken by them."""
+    return frozenset(code for code in kit_codes if _was_broken(act, code))
+
+
+def _was_broken(act: Act, kit_code: KitCode) -> bool:
+    kit = kits.find_kit(act.tx, act.study.study_id, kit_code)
+    return kit is not None and kits.was_broken(act.tx, act.study.study_id, kit.kit_id)
+
+
+def _progress(act: Act, consignment: Consignment, put_aside: Sequence[KitCode]) -> ReceivedConsignment:
     """Return how far a consignment is received, and let it be drawn from once no code is open."""
     study_id = act.study.study_id
     counts = kits.count_in_consignment(act.tx, study_id, consignment.consignment_id)
@@ -452,5 +470,10 @@ def _progress(act: Act, consignment: Consignment) -> ReceivedConsignment:
         kits.record_assignable(act.tx, study_id, consignment.consignment_id, act.now)
         status = ConsignmentStatus.ASSIGNABLE
     return ReceivedConsignment(
-        consignment.consignment_code, status, consignment.kit_count - outstanding - missing, missing, outstanding
+        consignment.consignment_code,
+        status,
+        consignment.kit_count - outstanding - missing,
+        missing,
+        outstanding,
+        put_aside,
     )

@@ -209,6 +209,7 @@ class TestReceipt:
             "received": 4,
             "missing": 0,
             "outstanding": 6,
+            "put_aside": [],
         }
         assert not any(kit["usable"] for kit in trial.site_kits() if kit["consignment_code"] == "C2")
         assert trial.receive("C2", [], codes[4:6])["missing"] == 2
@@ -245,6 +246,42 @@ class TestReceipt:
         assert trial.statuses("C2")[codes[2]] == "dispatched"
         for body in ({}, {"received": [codes[2]], "missing": [codes[2]]}, {"received": [codes[2], codes[2].lower()]}):
             expect(trial.pharmacist.post(path, json=body), 422)
+
+    @pytest.mark.parametrize("when", ["registered", "dispatched", "missing"])
+    def test_of_a_kit_by_which_a_code_was_broken(self, house: House, when: str) -> None:
+        """It stays aside and is named; the others are received, whichever arm it is of [EUB-07, B1, B6]"""
+        trial = supply.trial(house, per_arm=3)
+        told = []
+        for number, arm in enumerate(ARMS):
+            consignment = f"D{number}"
+            trial.create(consignment, 4)
+            arms = trial.arms_of(consignment)
+            found = next(code for code in arms if arms[code] == arm)
+            if when != "registered":
+                trial.dispatch(consignment)
+            if when == "missing":
+                trial.receive(consignment, [], [found])
+            broken = {"kit_code": found, "reason_code": "accidental_exposure"}
+            expect(trial.investigator.post(f"{S}/code-breaks", json=broken, step_up=True), 201)
+            if when == "registered":
+                trial.dispatch(consignment)
+            rest = [code for code in arms if code != found]
+            answer = trial.receive(consignment, [found, *rest[:5]])
+            assert answer.pop("consignment_code") == consignment
+            assert answer.pop("put_aside") == [found]
+            assert answer == {"status": "dispatched", "received": 6, "missing": 0, "outstanding": 2}
+            entry = trial.entries("consignment:receive")[-1]["after"]
+            assert entry.pop("put_aside") == [found]
+            assert sorted(entry.pop("received")) == sorted(rest[:5])
+            assert entry == {"status": "dispatched", "missing": [], "outstanding": 2, "alert": "supply_manager"}
+            assert trial.receive(consignment, rest[5:], [found])["status"] == "assignable"
+            assert trial.statuses(consignment)[found] == "quarantined"
+            # What was received before is still no receipt.
+            body = {"received": [found, rest[0]]}
+            refused = trial.pharmacist.post(f"{S}/consignments/{consignment}/receipt", json=body)
+            assert expect(refused, 409)["code"] == "illegal_transition"
+            told.append((answer, entry))
+        assert told[0] == told[1]
 
     def test_of_another_site_or_not_sent(self, house: House) -> None:
         """Unknown, not sent and sent elsewhere are the same 404 [G2, USR-21]"""
