@@ -21,13 +21,13 @@ from app.api.schemas import (
     Text,
     Time,
 )
-from app.domain.words import Action, SiteCode, StudyCode
+from app.domain.words import Action, ErrorCategory, SiteCode, StudyCode
 from app.services import allocations
 
 door = Door("Allocations")
 
 Strata = Annotated[dict[Code, Code], Field(max_length=20, examples=[{}])]
-Category = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$"), Field(examples=["ineligible"])]
+Category = Annotated[ErrorCategory, Field(strict=False, examples=["ineligible"])]
 
 
 class AllocationRequest(Body):

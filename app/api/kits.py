@@ -9,6 +9,7 @@ from app.api.doors import Context, Door
 from app.api.schemas import (
     Answer,
     Body,
+    Code,
     Cursor,
     KitCodeField,
     KitPath,
@@ -19,7 +20,6 @@ from app.api.schemas import (
     StudyPath,
     SubjectField,
     SubjectPath,
-    Text,
 )
 from app.domain.kits import ReplacementReason
 from app.domain.words import Action, KitCode, SiteCode, StudyCode
@@ -66,9 +66,9 @@ class SubjectKitRead(Answer):
 
 
 class VisitRequest(Body):
-    """The visit that the next kit is for."""
+    """The visit that the next kit is for: a code, because it stands in the public part of the entry (rule E3)."""
 
-    visit: Annotated[Text, Field(max_length=40, examples=["V2"])]
+    visit: Annotated[Code, Field(examples=["V2"])]
 
 
 class AssignedKitRead(Answer):

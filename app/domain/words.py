@@ -74,6 +74,18 @@ class ScheduleStatus(StrEnum):
     ACTIVE = "active"
 
 
+class ErrorCategory(StrEnum):
+    """What kind of error an allocation was; the reason in free text lies in the restricted part (rule C7, ASG-10)."""
+
+    INELIGIBLE = "ineligible"
+    CONSENT_MISSING = "consent_missing"
+    NOT_INTENDED = "not_intended"
+    WRONG_SUBJECT = "wrong_subject"
+    WRONG_STRATUM = "wrong_stratum"
+    DUPLICATE = "duplicate"
+    OTHER = "other"
+
+
 class KitStatus(StrEnum):
     """The life of a kit (KIT-03). Expiry is a matter of the consignment and of the day, never of a kit (rule B11)."""
 

@@ -5,7 +5,6 @@ that changes stock locks the site's stock and then the kit (`custody.md`, lock o
 """
 
 import hashlib
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -216,8 +215,8 @@ def assign_kit(ctx: RequestContext, study: StudyCode, subject: str, visit: str) 
     ``StockInsufficient``.
     """
     draw = StockDraw()
-    # "v2" and "V2 " are one visit, like two spellings of a subject.
-    named = " ".join(unicodedata.normalize("NFKC", visit).casefold().split())
+    # "v2" and "V2" are one visit, like two spellings of a subject.
+    named = visit.casefold()
 
     def work(act: Act) -> AssignedKit:
         allocation = _allocation(act, subject, visit=visit)

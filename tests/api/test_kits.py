@@ -371,7 +371,7 @@ class TestNextKit:
         first = trial.allocate("01-0001")["kit_code"]
         path = f"{S}/subjects/01-0001/kits"
         second = expect(trial.investigator.post(path, json={"visit": "V2"}), 201)
-        again = house.machine().post(path, json={"visit": " v2"})
+        again = house.machine().post(path, json={"visit": "v2"})
         assert (again.status_code, again.headers["Idempotency-Replayed"], again.json()) == (200, "true", second)
         third = expect(trial.pharmacist.post(path, json={"visit": "V3"}), 201)
         assert len({first, second["kit_code"], third["kit_code"]}) == 3
@@ -380,6 +380,17 @@ class TestNextKit:
         assert [item["visit"] for item in items] == [None, "V2", "V3"]
         waiting = expect(trial.pharmacist.get(f"{S}/sites/01/worklist"), 200)["items"]
         assert [item["kit_code"] for item in waiting] == [item["kit_code"] for item in items]
+
+    @pytest.mark.parametrize(
+        "visit", ["she got the placebo", "V 2", " V2", "V2\u00a0", "", "x" * 21, "Wöche2", 2, None]
+    )
+    def test_a_visit_is_a_code(self, house: House, visit: object) -> None:
+        """It stands in the public part of the trail, where free text could say anything; the field is named [E3, G2]"""
+        trial = supply.trial(house, per_arm=3)
+        trial.allocate("01-0001")
+        problem = expect(trial.pharmacist.post(f"{S}/subjects/01-0001/kits", json={"visit": visit}), 422)
+        assert [fault["field"] for fault in problem["errors"]] == ["visit"]
+        assert "placebo" not in json.dumps(house.trail(STUDY)[-1])
 
     def test_study_and_site_must_allow_it(self, house: House) -> None:
         """Suspended stops allocations only; closed stops kits too, and handing out goes on [api.md]"""

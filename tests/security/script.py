@@ -372,7 +372,7 @@ class Play(Trial):
         """Give kits at visits, replace, put aside, lose, return, release and destroy."""
         pharmacist, manager = self.who(Role.PHARMACIST), self.who(Role.SUPPLY_MANAGER)
         for number in range(1, min(enrolled, 9)):
-            for visit in ("V2", "v2 ", "V3")[: 3 if number < 4 else 1]:
+            for visit in ("V2", "v2", "V3")[: 3 if number < 4 else 1]:
                 path = f"{self.study}/subjects/{self.subject_id(number)}/kits"
                 self.tell(self.edc if number % 2 else pharmacist, "POST", path, {"visit": visit})
         for number in range(1, 7):

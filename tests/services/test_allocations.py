@@ -1,5 +1,6 @@
 """Allocating a subject: once, in order, with everything in one transaction, and flagged but never undone."""
 
+import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text
 
-from app.domain.words import Role
+from app.domain.words import ErrorCategory, Role
 from app.storage import tables
 from tests.harness import STUDY, Caller, House, Json, SeededEntropy, expect
 from tests.running_study import RunningStudy, S, execute, running_study, tampering
@@ -288,6 +289,19 @@ class TestFlags:
         assert record["kit_code"] == study.allocations[0]["kit_code"]
         assert used(study) == before
         assert not any(b"canary" in entry for entry in house.bodies())
+
+    @pytest.mark.parametrize("category", ["she_got_placebo", "Ineligible", "", None])
+    def test_error_mark_of_no_category(self, house: House, category: object) -> None:
+        """The category stands in the public part of the trail, so it is one of those there are; the field is named. [ASG-10, E3]"""
+        study = running_study(house, subjects=1)
+        body = {"category": category, "reason": "canary"}
+        problem = expect(study.investigator.post(f"{S}/subjects/01-0001/error-mark", json=body, step_up=True), 422)
+        assert [fault["field"] for fault in problem["errors"]] == ["category"]
+        assert "placebo" not in json.dumps(house.trail(STUDY)[-1])
+        for known in ErrorCategory:
+            body = {"category": known, "reason": "canary"}
+            expect(study.investigator.post(f"{S}/subjects/01-0001/error-mark", json=body, step_up=True), 201)
+            assert house.trail(STUDY)[-1]["after"] == {"category": known}
 
     def test_strata_correction(self, house: House) -> None:
         """The right values stand beside those used. [ASG-11]"""
