@@ -5,7 +5,7 @@ grants as they stand in the database at that moment, so that a revocation is eff
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -211,12 +211,18 @@ class Decision:
     role: Role | None
     sites: frozenset[SiteCode] | None
     """The caller's sites for this action; None is every site of the study."""
+    roles: Mapping[SiteCode, Role] = field(default_factory=dict)
+    """Which role it is at each of these sites."""
 
     def role_unless_elsewhere(self, site: SiteCode) -> Role | None:
-        """Return the deciding role; raise ``Missing`` for a site that is not the caller's (USR-21)."""
+        """Return the role that the caller holds at a site; raise ``Missing`` for one that is not the caller's (USR-21)."""
         if self.sites is not None and site not in self.sites:
             raise Missing
-        return self.role
+        return self.role_at(site)
+
+    def role_at(self, site: SiteCode | None) -> Role | None:
+        """Return the role that decided at a site; where the site is not known, or not the caller's, one that gave the yes."""
+        return self.role if site is None else self.roles.get(site, self.role)
 
 
 def decide(action: Action, principal: Principal | None, study: StudyCode | None, now: datetime) -> Decision:
@@ -255,7 +261,11 @@ def _decide_by_grants(action: Action, principal: Principal, study: StudyCode | N
     everywhere = [grant for grant in giving if grant.site_code is None]
     if everywhere:
         return Decision(everywhere[0].role, None)
-    return Decision(giving[0].role, frozenset(grant.site_code for grant in giving if grant.site_code is not None))
+    roles: dict[SiteCode, Role] = {}
+    for grant in giving:
+        if grant.site_code is not None:
+            roles.setdefault(grant.site_code, grant.role)
+    return Decision(giving[0].role, frozenset(roles), roles)
 
 
 def _require_fresh_proof(principal: Principal, now: datetime) -> None:

@@ -89,6 +89,15 @@ class TestDecide:
         with pytest.raises(Missing):
             decision.role_unless_elsewhere(SiteCode("03"))
 
+    def test_yes_at_each_site_by_the_role_held_there(self) -> None:
+        """With several grants the role is one that the person holds at the site of the act. [AUD-01, USR-03]"""
+        decision = decide(Action.ALLOCATE, principal(INVESTIGATOR, grant(Role.COORDINATOR, site="02")), STUDY, NOW)
+        for role, site in ((Role.INVESTIGATOR, "01"), (Role.COORDINATOR, "02")):
+            assert decision.role_unless_elsewhere(SiteCode(site)) is role
+            assert decision.role_at(SiteCode(site)) is role
+        # Where no site is known, or a kit of a site elsewhere was found (rule D2), it is a role that gave the right.
+        assert decision.role_at(None) is decision.role_at(SiteCode("03")) is Role.INVESTIGATOR
+
     def test_yes_in_the_whole_study(self) -> None:
         """A study-wide grant is not narrowed by one at a site."""
         decision = decide(Action.READ_ALLOCATION, principal(INVESTIGATOR, grant(Role.MONITOR)), STUDY, NOW)

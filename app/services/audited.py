@@ -22,7 +22,7 @@ from app.domain.encoding import canonical_json, encode
 from app.domain.merkle import CompletedNode, Frontier, leaf_hash, restricted_hash
 from app.domain.people import Principal
 from app.domain.sealed import Column, SealContext, Sealed
-from app.domain.words import Action, SiteCode, StudyCode, SubjectKey
+from app.domain.words import Action, Role, SiteCode, StudyCode, SubjectKey
 from app.errors import (
     AlreadyExists,
     AuditUnavailable,
@@ -128,6 +128,11 @@ class Act:
         if self.caller is None:
             raise NotAuthenticated
         return self.caller
+
+    @property
+    def role(self) -> Role | None:
+        """The role by which it is done: one that is held at the site of the act, where it has one."""
+        return self.decision.role_at(self.site_code)
 
     @property
     def study(self) -> StudyHead:
@@ -288,6 +293,7 @@ def enter_by_service(
     study: StudyHead | None = None,
     target: Part | None = None,
     after: Part | None = None,
+    site_code: SiteCode | None = None,
     work: Callable[[Transaction], None] | None = None,
 ) -> LogState:
     """Enter what the service itself did or saw, under its own name (AUD-17); ``work`` is done in the same transaction."""
@@ -295,7 +301,7 @@ def enter_by_service(
         if work is not None:
             work(tx)
         ctx = RequestContext(deployment, Action.READ_SELF, None, deployment.entropy.draw("request id", 16).hex(), "")
-        note = _Note(action, "done", None, None, target, after=after)
+        note = _Note(action, "done", None, None, target, after=after, site_code=site_code)
         state = _append(tx, ctx, study, note, deployment.clock())
     deployment.checkpoints.saw(state)
     return state
@@ -447,7 +453,7 @@ class _Door:
                 act.tx,
                 self.ctx,
                 study,
-                _Note(self.action, act.outcome, act.caller, act.decision.role, after=after),
+                _Note(self.action, act.outcome, act.caller, act.role, after=after),
                 act.now,
             )
             for study, after in sorted(act.entries_elsewhere, key=lambda one: one[0].study_id)
@@ -462,7 +468,7 @@ class _Door:
             self.action,
             act.outcome,
             act.caller,
-            act.decision.role,
+            act.role,
             act.target,
             act.before,
             act.after if act.lasting is None else {**(act.after or {}), **act.lasting},
@@ -561,7 +567,7 @@ class _Door:
 
     def _role_in_refusal(self) -> str | None:
         if self.act is not None:
-            return self.act.decision.role
+            return self.act.role
         if self.caller is None or self.study_code is None:
             return None
         roles = sorted(self.caller.holds(self.study_code))
@@ -593,7 +599,7 @@ class _Door:
             self.action,
             "withheld",
             act.caller,
-            act.decision.role,
+            act.role,
             act.target,
             after=act.after,
             subject_key=act.subject_key,
@@ -700,7 +706,8 @@ def _compose(tx: Transaction, ctx: RequestContext, study: StudyHead | None, note
         part = canonical_json(note.restricted)
         restricted_name = restricted_hash(salt, part).hex()
         context = SealContext(Column.RESTRICTED, study_code, (head.segment, index))
-        _refuse_too_long(salt + part, context.column, "The text is too long to be kept with its entry.")
+        longest, _ = max(note.restricted.items(), key=lambda one: len(canonical_json(one[1])))
+        _refuse_too_long(salt + part, context.column, "The text is too long to be kept with its entry.", longest)
         sealed = (deployment.ring.seal(context, salt + part), deployment.ring.newest_version(study_code))
     caller = note.caller
     actor = note.actor or (caller.name if caller is not None else "snose")
@@ -760,13 +767,14 @@ def _seal_answer(act: Act, study_id: UUID, scope: bytes, fingerprint: bytes, res
     ring = act.deployment.ring
     if len(plaintext) <= Column.ANSWER_SMALL.capacity:
         return StoredAnswer(ring.seal(_answer_context(Column.ANSWER_SMALL, study_id, scope), plaintext), None)
-    _refuse_too_long(plaintext, Column.ANSWER_LARGE, "The answer is too large to be kept for a repeated request.")
+    message = "The answer is too large to be kept for a repeated request."
+    _refuse_too_long(plaintext, Column.ANSWER_LARGE, message, "Idempotency-Key")
     return StoredAnswer(None, ring.seal(_answer_context(Column.ANSWER_LARGE, study_id, scope), plaintext))
 
 
-def _refuse_too_long(plaintext: bytes, column: Column, message: str) -> None:
+def _refuse_too_long(plaintext: bytes, column: Column, message: str, field: str) -> None:
     if len(plaintext) > column.capacity:
-        raise Invalid(message)
+        raise Invalid(message, field)
 
 
 def _open_answer(deployment: Deployment, study_id: UUID, scope: bytes, stored: StoredAnswer) -> Mapping[str, Any]:

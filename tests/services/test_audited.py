@@ -93,6 +93,26 @@ class TestOneEntry:
         entry = last(house, STUDY)
         assert entry["actor"] == entry["client"] == edc.client_id
 
+    def test_names_the_role_that_is_held_at_the_site(self, house: House) -> None:
+        """Somebody of two roles at two sites acts at each by the one held there, in refusals too. [AUD-01, USR-03]"""
+        house.register_study(sites=("01", "02"))
+        doctor = house.person("investigator")
+        house.grant(doctor, "coordinator", STUDY, "02")
+        error: SnoseError | None = None
+
+        def work(act: Act) -> Made:
+            act.at_site(SiteCode("02"))
+            if error is not None:
+                raise error
+            return Made("done")
+
+        audited(context(house, Action.ALLOCATE, doctor), Action.ALLOCATE, work, study=CODE)
+        assert last(house, STUDY)["role"] == "coordinator"
+        error = StockInsufficient()
+        with pytest.raises(StockInsufficient):
+            audited(context(house, Action.ALLOCATE, doctor), Action.ALLOCATE, work, study=CODE)
+        assert (last(house, STUDY)["role"], last(house, STUDY)["outcome"]) == ("coordinator", "refused")
+
     def test_time_never_goes_backwards(self, house: House) -> None:
         """A clock that is set back does not set the trail back. [AUD-05, rule E1]"""
         audited(context(house, LIST, house.admin), LIST, made())
@@ -409,8 +429,9 @@ class TestStoredAnswer:
         first, _ = self.ask(house, house.admin, long)
         assert self.ask(house, house.admin, "second")[0] == first
         before = rows(house)
-        with pytest.raises(Invalid, match="too large"):
+        with pytest.raises(Invalid, match="too large") as refused:
             audited(context(house, LIST, house.admin, key="2"), LIST, made("x" * 40_000), answer_type=Made)
+        assert refused.value.field == "Idempotency-Key"
         assert rows(house) == before
 
     def test_that_is_missing_under_its_key(self, house: House) -> None:
@@ -540,14 +561,15 @@ class TestRestrictedPart:
         assert not [body for body in house.bodies() if b"canary" in body]
 
     def test_that_is_too_long(self, house: House) -> None:
-        """What cannot be kept is refused, never cut. [AUD-01]"""
+        """What cannot be kept is refused, never cut, and the longest text is named. [AUD-01, G2]"""
 
         def work(act: Act) -> Made:
-            act.note(restricted={"reason": "x" * 10_000})
+            act.note(restricted={"category": "other", "reason": "x" * 10_000, "requested_by": None})
             return Made("kept")
 
-        with pytest.raises(Invalid, match="too long"):
+        with pytest.raises(Invalid, match="too long") as refused:
             audited(context(house, LIST, house.admin), LIST, work)
+        assert refused.value.field == "reason"
 
 
 class TestWords:
