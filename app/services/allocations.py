@@ -431,13 +431,13 @@ def _flag(
         kept = detail
         if corrected is not None:
             _levels(_factors(act), corrected)
+        if duplicate_of is not None and subject_key(duplicate_of) == key:
+            message = "A subject is not its own duplicate."
+            raise Invalid(message, "duplicate_of")
         allocation = allocations.get_allocation(act.tx, study_id, key, act.decision.sites)
         act.note(site_code=allocation.site_code)
         if duplicate_of is not None:
             other = allocations.get_allocation(act.tx, study_id, subject_key(duplicate_of), act.decision.sites)
-            if other.subject_key == key:
-                message = "A subject is not its own duplicate."
-                raise Invalid(message, "duplicate_of")
             kept = {"duplicate_of": other.subject_id}
         flag = SubjectFlag(act.deployment.new_id(), key, kind, kept, act.now, act.principal.name)
         allocations.add_flag(act.tx, study_id, flag)

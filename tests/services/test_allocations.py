@@ -329,7 +329,10 @@ class TestFlags:
         expect(study.investigator.post(path, json=body), 201)
         assert self.flagged(study.investigator, "01-0002")["flags"]["duplicate_of"] == "01-0001"
         assert self.flagged(study.investigator)["flags"]["duplicate_of"] is None
-        own = {"duplicate_of": "01-0002", "reason": "itself"}
-        assert expect(study.investigator.post(path, json=own), 422)["errors"][0]["field"] == "duplicate_of"
+        # Of itself is no value at all, whether or not there is such a subject (rule G2).
+        for subject in ("01-0002", "01-9999"):
+            own = {"duplicate_of": subject, "reason": "itself"}
+            answer = study.investigator.post(f"{S}/subjects/{subject}/duplicate-link", json=own)
+            assert expect(answer, 422)["errors"][0]["field"] == "duplicate_of"
         unknown = {"duplicate_of": "01-9999", "reason": "nobody"}
         assert study.investigator.post(path, json=unknown).status_code == 404
