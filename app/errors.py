@@ -351,7 +351,9 @@ class HashingBusy(Unavailable):
 
     code = "busy"
     title = "Too many people sign in at this moment"
-    advice = "Wait for the time named in Retry-After, then send the request again; step-up and code breaks go on working."
+    advice = (
+        "Wait for the time named in Retry-After, then send the request again; step-up and code breaks go on working."
+    )
     retry_after: ClassVar[int] = 2
     """Seconds."""
 

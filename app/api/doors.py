@@ -36,6 +36,9 @@ REVEALING: Final = frozenset(
         Action.RELEASE_FINAL_UNBLINDING,
         Action.READ_PREPARATION,
         Action.READ_RESTRICTED,
+        Action.GENERATE_SCHEDULE,
+        Action.EXTEND_SCHEDULE,
+        Action.READ_SCHEDULES,
         Action.READ_QUALITY_REPORT,
         Action.READ_SAFETY_UNBLINDINGS,
         Action.REGISTER_PERSON,
@@ -47,10 +50,13 @@ REVEALING: Final = frozenset(
         Action.CHANGE_PASSWORD,
     }
 )
-"""Answers that no cache may keep: an arm, a list, a credential (BLD-13)."""
+"""Answers that no cache may keep: an arm, a list or the sizes of its blocks, a credential (BLD-13, rule B7)."""
 
 HONOURING_KEY: Final = frozenset(
     {
+        Action.GRANT_ROLE,
+        Action.DEACTIVATE_PERSON,
+        Action.DECLARE_RECOVERY,
         Action.REGISTER_STUDY,
         Action.ADD_SITE,
         Action.ACTIVATE_SITE,

@@ -343,7 +343,7 @@ def deactivate(ctx: RequestContext, holder: Holder) -> Account:
         act.note(before={"is_active": True}, after={"is_active": False})
         return holder.account(act.tx)
 
-    return audited(ctx, Action.DEACTIVATE_PERSON, work)
+    return audited(ctx, Action.DEACTIVATE_PERSON, work, answer_type=Account)
 
 
 def reset(ctx: RequestContext, username: Username) -> IssuedPerson:
@@ -450,7 +450,7 @@ def grant_role(
         act.note(after={"grant_id": str(grant_id), **_grant_part(role, study_code, site_code)}, site_code=site_code)
         return grant_id
 
-    return audited(ctx, Action.GRANT_ROLE, work)
+    return audited(ctx, Action.GRANT_ROLE, work, answer_type=UUID)
 
 
 def list_grants(ctx: RequestContext, holder: Holder, at: datetime | None) -> Sequence[RoleGrant]:

@@ -65,8 +65,20 @@ _ABOUT_SUBJECTS: Final = frozenset(
 )
 """What is about subjects even where an entry names none: a refused request, a kit in nobody's hands."""
 
-_OF_KITS: Final = frozenset({Action.QUARANTINE_KIT, Action.RETURN_KIT, Action.REPORT_LOSS, Action.REPORT_DAMAGE})
-"""What sites say of kits, mostly of those that subjects had: the safety officer may know why."""
+_OF_KITS: Final = frozenset(
+    {
+        Action.QUARANTINE_KIT,
+        Action.RETURN_KIT,
+        Action.REPORT_LOSS,
+        Action.REPORT_DAMAGE,
+        Action.RELEASE_KIT,
+        Action.DESTROY_KIT,
+    }
+)
+"""What is said of kits, mostly of those that subjects had: the safety officer may know why."""
+
+_OF_STUDY: Final = frozenset({Action.SET_STUDY_STATUS, Action.REQUEST_FINAL_UNBLINDING})
+"""Why a study changed its status, and that its database is locked: text that may name subjects, so the safety officer's too."""
 
 _OF_LISTS: Final = frozenset(
     {
@@ -307,7 +319,7 @@ def read_restricted(ctx: RequestContext, study: StudyCode, index: int, segment: 
 
 def _may_open(act: Act, body: Mapping[str, Any]) -> bool:
     roles = act.principal.holds(act.study.study_code)
-    about_subject = body["action"] in _ABOUT_SUBJECTS | _OF_KITS or "subject_id" in (body["target"] or {})
+    about_subject = body["action"] in _ABOUT_SUBJECTS | _OF_KITS | _OF_STUDY or "subject_id" in (body["target"] or {})
     return (Role.STATISTICIAN in roles and body["action"] in _OF_LISTS) or (
         Role.SAFETY_OFFICER in roles and about_subject
     )
@@ -461,7 +473,8 @@ def declare_recovery(ctx: RequestContext, statement: str) -> RecoveryStatement:
     """Return the logs that were given up, each of which goes on in a new segment that names the suspicion (INT-07).
 
     Raises ``IllegalTransition`` when nothing is suspected. The statement is signed by the caller's fresh second proof, and by the
-    checkpoint that is written before the answer; it stands in the restricted part of its entry.
+    checkpoint that is written before the answer. It stands in the public part of its entry, for inspectors to read: an
+    administrator of the service holds no role in any study, and knows nothing that could unblind (rule B10).
     """
 
     def work(act: Act) -> RecoveryStatement:
@@ -476,10 +489,10 @@ def declare_recovery(ctx: RequestContext, statement: str) -> RecoveryStatement:
                 # Its log goes on in a new segment at once: what is suspected is never appended to.
                 named = [log for log in logs if log_name(str(log["origin"])) == act.deployment.origin(head.study_code)]
                 act.note_in(head, {"logs": named})
-        act.note(after={"logs": logs}, restricted={"statement": statement})
+        act.note(after={"logs": logs, "statement": statement})
         return RecoveryStatement(act.now, logs)
 
-    declared = audited(ctx, Action.DECLARE_RECOVERY, work)
+    declared = audited(ctx, Action.DECLARE_RECOVERY, work, answer_type=RecoveryStatement)
     # It is declared and durable; when the comparison cannot be had now, the keeper's next one opens the service again.
     with suppress(TryAgain, DatabaseUnavailable):
         ctx.deployment.checkpoints.compare(ctx.deployment.database)

@@ -11,7 +11,7 @@ import schemathesis
 from schemathesis.core.result import Ok
 
 from app import errors, main
-from app.api.doors import HONOURING_KEY, Door, DoorRoute
+from app.api.doors import HONOURING_KEY, REVEALING, Door, DoorRoute
 from app.api.problems import MalformedRequest
 from app.domain.words import Action
 from app.errors import SnoseError
@@ -250,6 +250,18 @@ def tree(kind: type[SnoseError]) -> set[type[SnoseError]]:
     return {kind}.union(*(tree(child) for child in kind.__subclasses__() if child.__module__ == "app.errors"))
 
 
+def members(part: Json, document: Json) -> set[str]:
+    """Return the names of all members that a part of the document describes, wherever it refers to."""
+    if isinstance(part, list):
+        return set().union(*(members(one, document) for one in part))
+    if not isinstance(part, dict):
+        return set()
+    if "$ref" in part:
+        return members(resolved(part, document), document)
+    named = set(part.get("properties", {}))
+    return named.union(*(members(one, document) for one in part.values()))
+
+
 class TestHeaders:
     def test_the_key_is_declared_exactly_where_it_is_honoured(self, document: Json) -> None:
         """`Idempotency-Key` on the POSTs that it answers from store, with the replay and its header (C4)."""
@@ -260,6 +272,22 @@ class TestHeaders:
             if honours:
                 assert name.startswith("POST")
                 assert "Idempotency-Replayed" in operation["responses"]["200"]["headers"], name
+
+    def test_no_cache_may_keep_an_arm_a_list_or_a_credential(self, document: Json) -> None:
+        """`no-store` wherever an answer has a field that could hold one (BLD-13); the public definition of a study is none."""
+        secret = {
+            *("arm_code", "treatment", "block_sizes", "warnings", "report", "part"),
+            *("access_token", "password", "totp_secret", "client_secret"),
+        }
+        seen: set[Action] = set()
+        for name, operation in operations(document):
+            if operation.get("tags") == ["Studies and sites"] or "x-action" not in operation:
+                continue
+            answers = [answer for status, answer in operation["responses"].items() if status[0] == "2"]
+            if secret & members(answers, document):
+                seen.add(Action(operation["x-action"]))
+                assert Action(operation["x-action"]) in REVEALING, name
+        assert {Action.READ_SCHEDULES, Action.STEP_UP, Action.BREAK_CODE} <= seen
 
     def test_every_act_gives_its_checkpoint(self, document: Json) -> None:
         """`Audit-Checkpoint` on 2xx answers of POSTs (AUD-18)."""

@@ -582,7 +582,26 @@ class TestAccounts:
         refused(house.admin.post("/v1/people", json=body, headers=headers), 409, "already_exists")
 
 
+def twice(caller: Caller, path: str, body: dict[str, Any] | None = None) -> tuple[Response, Response]:
+    """Send one request twice under one key."""
+    headers = {"Idempotency-Key": "one"}
+    return caller.post(path, json=body, headers=headers), caller.post(path, json=body, headers=headers)
+
+
 class TestGrants:
+    def test_a_repeated_grant_and_a_repeated_deactivation_are_answered_from_store(self, house: House) -> None:
+        """An Idempotency-Key is honoured, for people and machines; the repetition does nothing and is entered (C4)."""
+        doctor, edc = house.person(None), house.machine(None)
+        roles = ((doctor, {"role": "monitor", "study_code": STUDY}), (edc, {"role": "edc_client", "study_code": STUDY}))
+        for caller, body in roles:
+            path = house.account_path(caller)
+            for part, sent, status in (("grants", body, 201), ("deactivation", None, 200)):
+                first, again = twice(house.admin, f"{path}/{part}", sent)
+                assert expect(again, 200) == expect(first, status)
+                assert again.headers["idempotency-replayed"] == "true"
+                assert house.trail()[-1]["outcome"] == "replayed"
+            assert len(expect(house.admin.get(f"{path}/grants"), 200)["items"]) == 1
+
     def test_a_grant_is_effective_at_once_and_so_is_its_end(self, house: House) -> None:
         """A live token feels grant and revocation at its next request (USR-06), and both are in the study's log (USR-05)."""
         house.register_study()

@@ -66,7 +66,7 @@ class TestGenerating:
             "warnings": [],
         }
         assert bytes.fromhex(made["commitment"]).hex() == made["commitment"]
-        assert response.headers["cache-control"] == "private, no-cache"
+        assert response.headers["cache-control"] == "no-store"
         assert response.headers["audit-checkpoint"].split()[0] == str(len(house.trail(STUDY)))
 
     def test_lengths_by_stratum(self, house: House) -> None:

@@ -254,6 +254,14 @@ class TestRestrictedParts:
             assert caller.get(f"{T}/{index}/restricted", step_up=True).status_code == 404
         assert safety.get(f"{T}/{mark}/restricted", step_up=True, segment=2).status_code == 404
 
+    def test_of_a_status_are_the_safety_officers(self, trial: Trial) -> None:
+        """Why a study was opened or closed is text that may name subjects: no blinded role and no planner opens it. [E3, B10]"""
+        changed = self.index_of(trial, Action.SET_STUDY_STATUS)
+        opened = trial.another("safety_officer").get(f"{T}/{changed}/restricted", step_up=True)
+        assert expect(opened, 200)["part"].keys() == {"reason"}
+        assert trial.statistician.get(f"{T}/{changed}/restricted", step_up=True).status_code == 404
+        assert trial.another("inspector").get(f"{T}/{changed}/restricted", step_up=True).status_code == 403
+
     def test_need_the_right_and_a_fresh_proof(self, trial: Trial) -> None:
         """401 with the challenge without proof, 403 without the right; a proof serves once. [rule D3]"""
         mark = self.index_of(trial, Action.MARK_ERROR)

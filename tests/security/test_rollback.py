@@ -152,9 +152,15 @@ class TestRollbackOfARunningTrial:
             assert first["index"] == 0
             assert first["after"]["suspected_fork_of_segment"] == 1
             self.check_shut(trial)
-            declared = expect(house.admin.post("/v1/recovery-statements", json=STATEMENT, step_up=True), 201)
+            key = {"Idempotency-Key": "one"}
+            answer = house.admin.post("/v1/recovery-statements", json=STATEMENT, step_up=True, headers=key)
+            declared = expect(answer, 201)
             assert {log["kind"] for log in declared["logs"]} == {"smaller"}
-            assert STATEMENT["statement"].encode() not in b"".join(house.bodies())
+            again = house.admin.post("/v1/recovery-statements", json=STATEMENT, step_up=True, headers=key)
+            assert expect(again, 200) == declared
+            # Who stated what is the inspector's to read; its author, an administrator, knows nothing of any treatment (rule B10).
+            said = expect(trial.another("inspector").get("/v1/trail", action="recovery:declare"), 200)["items"]
+            assert (said[0]["actor"], said[0]["after"]["statement"]) == ("admin", STATEMENT["statement"])
             assert is_ready(house)
             assert trial.allocate("01-0003")["randomization_number"] == lost["randomization_number"]
             house.restart()
