@@ -83,7 +83,7 @@ def create_consignment(
     """
 
     def work(act: Act) -> CreatedConsignment:
-        _note_new(act, consignment_code)
+        act.note(target={"consignment_code": consignment_code})
         arms = _arms(act)
         for index, batch in enumerate(batches):
             if batch.arm_code not in arms:
@@ -96,6 +96,7 @@ def create_consignment(
         if count > LARGEST_CONSIGNMENT:
             message = f"A consignment holds at most {LARGEST_CONSIGNMENT} kits."
             raise Invalid(message, "kits")
+        _refuse_taken(act, consignment_code)
         # The codes come in random order, so which of them go to which arm is chance too.
         codes = iter(_new_codes(act, count))
         planned = [
@@ -117,9 +118,12 @@ def import_consignment(
     """
 
     def work(act: Act) -> CreatedConsignment:
-        _note_new(act, consignment_code)
+        act.note(target={"consignment_code": consignment_code})
         lines = read_import(source) if isinstance(source, bytes) else source
         planned, places, faults = check_import(lines, _arms(act))
+        if not faults:
+            # What is wrong in itself comes first (rule G2); of an import sent twice it is said that it is there.
+            _refuse_taken(act, consignment_code)
         known = kits.list_known_codes(act.tx, act.study.study_id, places)
         refuse_faults([*faults, *_known(places, known)])
         return _store(act, consignment_code, planned, "imported")
@@ -127,8 +131,7 @@ def import_consignment(
     return audited(ctx, Action.CREATE_CONSIGNMENT, work, study=study, answer_type=CreatedConsignment)
 
 
-def _note_new(act: Act, consignment_code: ConsignmentCode) -> None:
-    act.note(target={"consignment_code": consignment_code})
+def _refuse_taken(act: Act, consignment_code: ConsignmentCode) -> None:
     if kits.find_consignment(act.tx, act.study.study_id, consignment_code) is not None:
         message = "A consignment of this code exists already."
         raise AlreadyExists(message)

@@ -74,6 +74,15 @@ class TestImport:
         again = trial.supply_manager.post(f"{path}/C2/kits", json=import_lines(seed=7), step_up=True)
         assert expect(again, 409)["code"] == "already_exists"
         assert trial.entries("consignment:create")[-1]["after"] == {"code": "already_exists"}
+        # What is wrong in itself is said before that (rule G2).
+        other = [{"arm_code": "NEITHER", "lot": "L-1", "expires_on": "2027-12-31", "count": 1}]
+        body = {"consignment_code": "C2", "kits": other}
+        wrong = trial.supply_manager.post(path, json=body, step_up=True)
+        assert expect(wrong, 422)["errors"][0]["field"] == "kits.0.arm_code"
+        faulty = [{**lines[0], "arm_code": "NEITHER"}]
+        expect(trial.supply_manager.post(f"{path}/C2/kits", json=faulty, step_up=True), 422)
+        body["kits"] = [{**other[0], "arm_code": arm} for arm in ("CONTROL", "HUCMSC")]
+        expect(trial.supply_manager.post(path, json=body, step_up=True), 409)
 
     def test_one_wrong_line_in_a_thousand(self, house: House) -> None:
         """Nothing is stored, and the line is named in the sentence and in the list of faults [G1]"""
