@@ -7,6 +7,7 @@ from typing import Final
 import structlog
 
 from app.errors import SnoseError
+from app.services.aside import put_aside_broken
 from app.services.audited import enter_by_service
 from app.services.checkpoints import INTERVAL
 from app.services.context import Deployment
@@ -43,7 +44,7 @@ class Keeper:
 
         The comparison comes first: a log that does not continue gets no checkpoint, which would become the highest one.
         """
-        for step in (self._compare, self._enter_noise, self._publish):
+        for step in (self._compare, self._put_aside, self._enter_noise, self._publish):
             try:
                 step()
             except (SnoseError, TryAgain, AlreadyThere, CommitUncertain) as error:
@@ -51,6 +52,10 @@ class Keeper:
 
     def _compare(self) -> None:
         self._deployment.checkpoints.compare(self._deployment.database)
+
+    def _put_aside(self) -> None:
+        """Put aside what code breaks could not, because somebody held the stock."""
+        put_aside_broken(self._deployment)
 
     def _enter_noise(self) -> None:
         """Enter what unknown callers were refused, one entry for each network; what cannot be entered is counted again."""

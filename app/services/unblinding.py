@@ -12,6 +12,8 @@ from datetime import datetime
 from typing import Final, cast
 from uuid import UUID
 
+import structlog
+
 from app.domain.contents import Binding
 from app.domain.kits import STEPS, Step
 from app.domain.sealed import Column, SealContext
@@ -36,21 +38,24 @@ from app.errors import (
     Missing,
     RevealUnavailable,
     SecondPersonRequired,
+    SnoseError,
     Unavailable,
 )
 from app.sealing.recipients import encrypt_to
 from app.services import pages
+from app.services.aside import LONGEST_WAIT_MS, put_aside_broken
 from app.services.audited import Act, Receipt, Unfinished, audited
 from app.services.context import RequestContext
 from app.services.evidence import open_allocation, open_assigned_kit, open_kit
 from app.services.final_package import FinalPackage
 from app.storage import allocations, commitments, dual_control, kits, studies, unblinding
 from app.storage.allocations import Allocation
-from app.storage.database import Transaction
+from app.storage.database import LOCK_TIMEOUT_MS, Transaction, TryAgain
 from app.storage.dual_control import DualControlRequest
 from app.storage.kits import KitRow
 from app.storage.unblinding import CodeBreakRecord, NewCodeBreak, SafetyUnblinding
 
+_log: Final = structlog.get_logger("snose.unblinding")
 _FINAL_UNBLINDING: Final = "final_unblinding"
 """The kind under which its requests stand among those that two people decide."""
 
@@ -181,6 +186,7 @@ def break_code(ctx: RequestContext, study: StudyCode, wanted: CodeBreakRequest) 
     for whatever else keeps the answer from leaving.
     """
     with _contact_when_unavailable(ctx) as contact:
+        waiting = _Waiting()
 
         def work(act: Act) -> CodeBreak:
             contact.text = act.study.backup_contact or contact.text
@@ -188,7 +194,7 @@ def break_code(ctx: RequestContext, study: StudyCode, wanted: CodeBreakRequest) 
                 message = "A safety officer names the clinician who asks for the code."
                 raise Invalid(message, "requested_by")
             if wanted.kit_code is not None and wanted.subject_id is None:
-                return _break(act, wanted, *_find_by_kit(act, wanted.kit_code))
+                return _break(act, wanted, *_find_by_kit(act, wanted.kit_code, waiting))
             if wanted.subject_id is not None and wanted.kit_code is None:
                 return _break(act, wanted, None, _find_subject(act, wanted.subject_id))
             message = "Name one subject or one kit, and not both."
@@ -197,7 +203,26 @@ def break_code(ctx: RequestContext, study: StudyCode, wanted: CodeBreakRequest) 
         def on_withheld(tx: Transaction, result: CodeBreak) -> None:
             unblinding.record_withheld_break(tx, study, result.code_break_id)
 
-        return audited(ctx, Action.BREAK_CODE, work, study=study, on_withheld=on_withheld)
+        try:
+            return audited(ctx, Action.BREAK_CODE, work, study=study, on_withheld=on_withheld)
+        finally:
+            if waiting.is_over:
+                _put_aside_apart(ctx)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Whether a code break has waited for the stock of a site: it does so once, and not for long (rule D5)."""
+
+    is_over: bool = False
+
+
+def _put_aside_apart(ctx: RequestContext) -> None:
+    """Put the kit aside now that the break is done with; whatever hinders it keeps the answer from nobody."""
+    try:
+        put_aside_broken(ctx.deployment)
+    except (SnoseError, TryAgain) as error:
+        _log.warning("kit left to be put aside", kind=type(error).__name__)
 
 
 def _find_subject(act: Act, subject_id: str) -> _Shown:
@@ -208,24 +233,33 @@ def _find_subject(act: Act, subject_id: str) -> _Shown:
     return _open_subject(act, allocation)
 
 
-def _find_by_kit(act: Act, kit_code: KitCode) -> tuple[UUID, _Shown]:
-    """Return the kit and what is in it; with a kit in hand any investigator of the study may ask (rule D2)."""
+def _find_by_kit(act: Act, kit_code: KitCode, waiting: _Waiting) -> tuple[UUID, _Shown]:
+    """Return the kit and what is in it; with a kit in hand any investigator of the study may ask (rule D2).
+
+    A kit of nobody's is put aside under the lock of its site's stock. When that lock cannot be had within a second the door runs
+    this again, and then the treatment goes out without: the kit is put aside apart, as soon as the stock is free.
+    """
     study_id = act.study.study_id
     act.note(target={"kit_code": kit_code})
     kit = kits.find_kit(act.tx, study_id, kit_code)
     if kit is None:
         raise Missing
     given = kits.find_assignment_by_kit(act.tx, study_id, kit.kit_id)
-    if given is None:
+    is_locked = given is None and not waiting.is_over
+    if is_locked:
+        waiting.is_over = True
+        act.tx.wait_for_locks(LONGEST_WAIT_MS)
         if kit.site_code is not None:
             kits.lock_stock(act.tx, study_id, kit.site_code)
         kit = kits.lock_kit(act.tx, study_id, kit_code) or kit
         # Read again behind the locks: somebody may have been given it just now.
         given = kits.find_assignment_by_kit(act.tx, study_id, kit.kit_id)
+        act.tx.wait_for_locks(LOCK_TIMEOUT_MS)
+        waiting.is_over = False
     if given is None:
         act.note(site_code=kit.site_code)
         shown = _open_kit_of_nobody(act, kit)
-        _put_aside(act, kit)
+        _put_aside(act, kit, is_locked=is_locked)
         return kit.kit_id, shown
     allocation = allocations.get_allocation(act.tx, study_id, given.subject_key, None)
     act.note(
@@ -236,10 +270,16 @@ def _find_by_kit(act: Act, kit_code: KitCode) -> tuple[UUID, _Shown]:
     return kit.kit_id, _open_subject(act, allocation)
 
 
-def _put_aside(act: Act, kit: KitRow) -> None:
-    """Quarantine a kit whose code is known now, wherever it was, so that nobody is ever given it (EUB-07)."""
+def _put_aside(act: Act, kit: KitRow, *, is_locked: bool) -> None:
+    """Quarantine a kit whose code is known now, wherever it was, so that nobody is ever given it (EUB-07).
+
+    One that is not locked is somebody else's to change just now: the entry says that it is put aside later.
+    """
     status = STEPS[Step.BREAK_CODE].get(kit.status, kit.status)
     if status is not kit.status:
+        if not is_locked:
+            act.note(before={"kit_status": kit.status}, after={"kit_status": kit.status, "put_aside": "later"})
+            return
         kits.record_status(act.tx, act.study.study_id, kit.kit_id, status)
     act.note(before={"kit_status": kit.status}, after={"kit_status": status})
 

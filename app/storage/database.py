@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import psycopg
-from sqlalchemy import Connection, CursorResult, Engine, Executable, create_engine, event, make_url
+from sqlalchemy import Connection, CursorResult, Engine, Executable, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app.errors import DatabaseUnavailable, IntegrityBroken, UnsafeSetting
 
-_LOCK_TIMEOUT_MS: Final = 5_000
+LOCK_TIMEOUT_MS: Final = 5_000
+"""How long a transaction waits for each lock, unless it says otherwise (PostgreSQL)."""
 _TRY_AGAIN_STATES: Final = frozenset({"40001", "40P01", "55P03"})
 _NOT_REPLICATED: Final = "01000"
 # Else psycopg's cursor is closed before anybody can ask how many rows an INSERT ... ON CONFLICT DO NOTHING has put in.
@@ -70,6 +71,11 @@ class Transaction:
         except DBAPIError as error:
             self.is_broken = True
             raise _in_our_words(error.orig) from None
+
+    def wait_for_locks(self, milliseconds: int) -> None:
+        """Wait no longer for each lock from now on; then ``TryAgain``. On SQLite whoever is here has the only lock already."""
+        if self.is_postgresql:
+            self.execute(text(f"SET LOCAL lock_timeout = {milliseconds:d}"))
 
     @property
     def driver_connection(self) -> Any:  # noqa: ANN401  # psycopg's or sqlite3's own, for COPY and bulk inserts
@@ -143,7 +149,7 @@ class Database:
             pool_use_lifo=True,
             hide_parameters=True,
             execution_options=_ROWCOUNT,
-            connect_args={"connect_timeout": 5, "options": f"-c lock_timeout={_LOCK_TIMEOUT_MS}"},
+            connect_args={"connect_timeout": 5, "options": f"-c lock_timeout={LOCK_TIMEOUT_MS}"},
         )
 
         @event.listens_for(engine, "connect")

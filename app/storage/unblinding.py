@@ -8,9 +8,11 @@ from uuid import UUID
 
 from sqlalchemy import Row, ScalarSelect, and_, insert, or_, select, update
 
+from app.domain.kits import STEPS, Step
 from app.domain.sealed import Sealed
 from app.domain.words import (
     KitCode,
+    KitStatus,
     ReasonCode,
     Role,
     ScheduleStatus,
@@ -27,6 +29,7 @@ _b = tables.code_break.c
 _u = tables.safety_unblinding.c
 _a = tables.allocation.c
 _k = tables.kit.c
+_ka = tables.kit_assignment.c
 _s = tables.schedule.c
 _st = tables.study.c
 
@@ -135,6 +138,37 @@ def _code_break(row: Row[Any]) -> CodeBreakRecord:
     return CodeBreakRecord(
         **(values | {"reason_code": ReasonCode(values["reason_code"]), "role": Role(values["role"])})
     )
+
+
+@dataclass(frozen=True, slots=True)
+class KitToPutAside:
+    """A kit of nobody's by which a code was broken, and which is not put aside yet."""
+
+    study_id: UUID
+    study_code: StudyCode
+    kit_id: UUID
+    kit_code: KitCode
+    site_code: SiteCode | None
+    status: KitStatus
+
+
+def list_to_put_aside(tx: Transaction) -> list[KitToPutAside]:
+    """Return the kits of all studies that a code break could not put aside itself, in the order of their codes (EUB-07)."""
+    waiting = [status for status, aside in STEPS[Step.BREAK_CODE].items() if status is not aside]
+    rows = tx.execute(
+        select(_k.study_id, _st.study_code, _k.kit_id, _k.kit_code, _k.site_code, _k.status)
+        .distinct()
+        .select_from(tables.code_break)
+        .join(tables.kit, and_(_k.study_id == _b.study_id, _k.kit_id == _b.kit_id))
+        .join(tables.study, _st.study_id == _b.study_id)
+        .outerjoin(tables.kit_assignment, and_(_ka.study_id == _k.study_id, _ka.kit_id == _k.kit_id))
+        .where(_b.subject_key.is_(None), _k.status.in_(waiting), _ka.kit_id.is_(None))
+        .order_by(_k.kit_code)
+    )
+    return [
+        KitToPutAside(row.study_id, row.study_code, row.kit_id, row.kit_code, row.site_code, KitStatus(row.status))
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True, slots=True)

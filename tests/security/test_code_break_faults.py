@@ -17,12 +17,13 @@ from psycopg import sql
 from sqlalchemy import make_url
 
 from app.domain.merkle import leaf_hash
-from app.domain.words import Action, ReasonCode, StudyCode
+from app.domain.words import Action, KitCode, ReasonCode, SiteCode, StudyCode
 from app.errors import RevealUnavailable
 from app.services import unblinding
 from app.services.checkpoints import LogState
+from app.services.keeper import Keeper
 from app.services.unblinding import CodeBreakRequest
-from app.storage import trail
+from app.storage import kits, trail
 from tests import harness
 from tests.databases import Postgres
 from tests.doors import Fault, context, failing
@@ -131,50 +132,6 @@ class TestSinkFull:
         assert subject not in json.dumps(running.house.trail(STUDY)[-3:])
 
 
-class TestUnheardCommit:
-    """COMMIT was sent and its answer was lost: nothing is shown, so nothing may stand there as shown."""
-
-    def broken(self, running: RunningStudy, fault: Fault, subject: str) -> None:
-        with failing(running.house, fault) as deployment:
-            ctx = context(running.house, Action.BREAK_CODE, running.investigator, elevated=True, deployment=deployment)
-            wanted = CodeBreakRequest(subject, None, ReasonCode.OVERDOSE, None)
-            with pytest.raises(RevealUnavailable):
-                unblinding.break_code(ctx, StudyCode(STUDY), wanted)
-
-    def test_that_happened(self, running: RunningStudy) -> None:
-        """Committed, or committed and not replicated: register and trail say that the answer was withheld. [D4, C6, EUB-11]"""
-        subject = running.new_subject()["subject_id"]
-        since = size(running)
-        self.broken(running, Fault.UNHEARD, subject)
-        assert outcomes(running, since) == ["authorised", "unknown"]
-        first, second = running.house.trail(STUDY)[since:]
-        assert second["after"] == {**first["after"], "code": "outcome_unknown"}
-        items = expect(running.investigator.get(BREAKS, limit=500), 200)["items"]
-        assert [item["status"] for item in items if item["subject_id"] == subject] == ["withheld"]
-
-    def test_that_did_not_happen(self, running: RunningStudy) -> None:
-        """There is no break to mark: the entry tells it, the register stays as it was. [D4, C6]"""
-        subject = running.new_subject()["subject_id"]
-        since = size(running)
-        self.broken(running, Fault.LOST, subject)
-        assert outcomes(running, since) == ["unknown"]
-        items = expect(running.investigator.get(BREAKS, limit=500), 200)["items"]
-        assert subject not in [item["subject_id"] for item in items]
-
-    def test_of_a_safety_unblinding(self, running: RunningStudy) -> None:
-        """The safety officer's register says it too, and nobody else's log tells whose it was. [UNB-02, D4, E3]"""
-        subject = running.new_subject()["subject_id"]
-        officer = running.person("safety_officer")
-        since = size(running)
-        with failing(running.house, Fault.UNHEARD) as deployment:
-            ctx = context(running.house, Action.UNBLIND_FOR_SAFETY, officer, elevated=True, deployment=deployment)
-            with pytest.raises(RevealUnavailable):
-                unblinding.unblind_for_safety(ctx, StudyCode(STUDY), subject, "SUSAR")
-        assert subject not in json.dumps(running.house.trail(STUDY)[since:])
-        items = expect(officer.get(f"{S}/safety-unblindings", limit=500), 200)["items"]
-        assert (items[-1]["subject_id"], items[-1]["status"]) == (subject, "withheld")
-
-
 @contextmanager
 def failing_commit(running: RunningStudy, kind: str) -> Iterator[None]:
     """COMMIT fails once a code break was written: a constraint that is looked at only then, or a backend that dies of it."""
@@ -238,6 +195,50 @@ class TestDatabaseFails:
                 file.rmdir()
                 moved.rename(file)
         expect(send(running, token, about(subject)), 201)
+
+
+class TestUnheardCommit:
+    """COMMIT was sent and its answer was lost: nothing is shown, so nothing may stand there as shown."""
+
+    def broken(self, running: RunningStudy, fault: Fault, subject: str) -> None:
+        with failing(running.house, fault) as deployment:
+            ctx = context(running.house, Action.BREAK_CODE, running.investigator, elevated=True, deployment=deployment)
+            wanted = CodeBreakRequest(subject, None, ReasonCode.OVERDOSE, None)
+            with pytest.raises(RevealUnavailable):
+                unblinding.break_code(ctx, StudyCode(STUDY), wanted)
+
+    def test_that_happened(self, running: RunningStudy) -> None:
+        """Committed, or committed and not replicated: register and trail say that the answer was withheld. [D4, C6, EUB-11]"""
+        subject = running.new_subject()["subject_id"]
+        since = size(running)
+        self.broken(running, Fault.UNHEARD, subject)
+        assert outcomes(running, since) == ["authorised", "unknown"]
+        first, second = running.house.trail(STUDY)[since:]
+        assert second["after"] == {**first["after"], "code": "outcome_unknown"}
+        items = expect(running.investigator.get(BREAKS, limit=500), 200)["items"]
+        assert [item["status"] for item in items if item["subject_id"] == subject] == ["withheld"]
+
+    def test_that_did_not_happen(self, running: RunningStudy) -> None:
+        """There is no break to mark: the entry tells it, the register stays as it was. [D4, C6]"""
+        subject = running.new_subject()["subject_id"]
+        since = size(running)
+        self.broken(running, Fault.LOST, subject)
+        assert outcomes(running, since) == ["unknown"]
+        items = expect(running.investigator.get(BREAKS, limit=500), 200)["items"]
+        assert subject not in [item["subject_id"] for item in items]
+
+    def test_of_a_safety_unblinding(self, running: RunningStudy) -> None:
+        """The safety officer's register says it too, and nobody else's log tells whose it was. [UNB-02, D4, E3]"""
+        subject = running.new_subject()["subject_id"]
+        officer = running.person("safety_officer")
+        since = size(running)
+        with failing(running.house, Fault.UNHEARD) as deployment:
+            ctx = context(running.house, Action.UNBLIND_FOR_SAFETY, officer, elevated=True, deployment=deployment)
+            with pytest.raises(RevealUnavailable):
+                unblinding.unblind_for_safety(ctx, StudyCode(STUDY), subject, "SUSAR")
+        assert subject not in json.dumps(running.house.trail(STUDY)[since:])
+        items = expect(officer.get(f"{S}/safety-unblindings", limit=500), 200)["items"]
+        assert (items[-1]["subject_id"], items[-1]["status"]) == (subject, "withheld")
 
 
 @contextmanager
@@ -388,6 +389,49 @@ class TestNothingBlocks:
         execute(running, "UPDATE site SET is_active = :active WHERE site_code = '01'", active=False)
         expect(running.investigator.post(BREAKS, json=about(subject), step_up=True), 201)
         execute(running, "UPDATE site SET is_active = :active WHERE site_code = '01'", active=True)
+
+    def test_stock_held_by_somebody(self, running: RunningStudy) -> None:
+        """The treatment goes out while another transaction keeps the site's stock; the kit is put aside later. [D5, EUB-07]"""
+        database = running.house.deployment.database
+        if not database.is_postgresql:
+            pytest.skip("SQLite has one writer: nobody holds the stock beside a code break")
+        code = running.free_kit()
+        running.kit_codes.remove(code)
+        status = "SELECT status FROM kit WHERE kit_code = :code"
+        study_id = value(running, "SELECT study_id FROM study WHERE study_code = :code", code=STUDY)
+        token = running.investigator.elevated_token()
+        since = size(running)
+        with database.transaction() as holder:
+            kits.lock_stock(holder, study_id, SiteCode("01"))
+            answer = expect(send(running, token, {"kit_code": code, "reason_code": "overdose"}), 201)
+        assert answer["treatment"] == TREATMENTS[answer["arm_code"]]
+        entry = running.house.trail(STUDY)[since]
+        assert (entry["before"], entry["after"]["kit_status"]) == ({"kit_status": "in_stock"}, "in_stock")
+        assert entry["after"]["put_aside"] == "later"
+        assert (size(running), value(running, status, code=code)) == (since + 1, "in_stock")
+        keeper = Keeper(running.house.deployment)
+        keeper.round()
+        assert value(running, status, code=code) == "quarantined"
+        [aside] = running.house.trail(STUDY)[since + 1 :]
+        assert (aside["action"], aside["actor"], aside["target"]) == ("kit:put_aside", "snose", {"kit_code": code})
+        assert aside["after"] == {"kit_status": "quarantined", "alert": "supply_manager"}
+        keeper.round()
+        assert size(running) == since + 2
+
+    def test_kit_held_by_somebody(self, running: RunningStudy) -> None:
+        """The same where the stock is free and only the kit is not. [D5, EUB-07]"""
+        database = running.house.deployment.database
+        if not database.is_postgresql:
+            pytest.skip("SQLite has one writer: nobody holds a kit beside a code break")
+        code = running.free_kit()
+        running.kit_codes.remove(code)
+        study_id = value(running, "SELECT study_id FROM study WHERE study_code = :code", code=STUDY)
+        token = running.investigator.elevated_token()
+        with database.transaction() as holder:
+            kits.lock_kit(holder, study_id, KitCode(code))
+            expect(send(running, token, {"kit_code": code, "reason_code": "overdose"}), 201)
+        Keeper(running.house.deployment).round()
+        assert value(running, "SELECT status FROM kit WHERE kit_code = :code", code=code) == "quarantined"
 
     def test_two_at_once_with_one_proof(self, running: RunningStudy) -> None:
         """One proof, two breaks at the same moment: one treatment. [D3]"""

@@ -82,6 +82,7 @@ class TestRound:
             Keeper(deployment).round()
         assert [(log["step"], log["kind"]) for log in logs] == [
             ("compare", "DatabaseUnavailable"),
+            ("put_aside", "DatabaseUnavailable"),
             ("publish", "DatabaseUnavailable"),
         ]
         with capture_logs() as logs:
