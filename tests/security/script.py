@@ -23,7 +23,6 @@ import structlog
 from httpx2 import Response
 from prometheus_client import REGISTRY, disable_created_metrics, enable_created_metrics, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
-from starlette.testclient import TestClient
 
 from app.api import edge
 from app.cli.trial import Client, Machine, Person, Trial, UnexpectedAnswer, read_protocol
@@ -33,6 +32,7 @@ from app.services import keeper
 from app.services.keeper import Keeper
 from tests import harness
 from tests.harness import House, TickingClock
+from tests.inprocess import InProcessClient
 
 ANONYMOUS: Final = "anonymous"
 SECOND_SITE: Final = "02"
@@ -61,7 +61,7 @@ class Exchange:
 class Recorder:
     """An HTTP client that keeps every answer, under the name of who is speaking."""
 
-    def __init__(self, client: TestClient) -> None:
+    def __init__(self, client: InProcessClient) -> None:
         self._client = client
         self.speaker = ANONYMOUS
         self.exchanges: list[Exchange] = []

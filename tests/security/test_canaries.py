@@ -9,7 +9,6 @@ from unittest.mock import patch
 
 import pytest
 import structlog
-from starlette.testclient import TestClient
 
 from app.domain.words import Role
 from app.main import configure_logs
@@ -128,7 +127,7 @@ def fail_inside(play: Play) -> None:
     # The harness raises what the application raises; a real server does not.
     unforgiving, play.recorder._client = (
         play.recorder._client,
-        TestClient(play.house.app, raise_server_exceptions=False),
+        play.house.client.forgiving(),
     )
     with patch.object(stock, "_in_random_order", fail):
         response = play.allocate(play.edc, 60, subject_id=TYPED["subject"] + "2", reported_user=TYPED["reported user"])
