@@ -1313,6 +1313,7 @@ class _Package:
         code = row["consignment_code"]
         kits: dict[str, str] = {}
         leaves = []
+        days = set()
         last = ""
         for kit in _list(row, "kits", place):
             kit_code, arm = _text(kit, "kit_code", place), _text(kit, "arm_code", place)
@@ -1324,11 +1325,15 @@ class _Package:
             if kit_code in self.kits:
                 raise Difference("duplicate", f"Kit {kit_code} is in two consignments.")
             kits[kit_code] = arm
+            days.add(_text(kit, "expires_on", place))
             fields = (code, kit_code, arm, _text(kit, "lot", place), _text(kit, "expires_on", place))
             leaves.append(leaf(encode("kit", self.study, self.mode, *fields), _hex(kit, "salt", place)))
         root = merkle_root(leaves)
         if root != _hex(row, "commitment", place):
             raise Difference("commitment_mismatch", f"{place}: its kits do not give its commitment.")
+        if _text(row, "unusable_from", place) != min(days, default=""):
+            message = f"{place} was given another last day than that of its kit that expires first."
+            raise Difference("kit_mismatch", message)
         lines = [code, base64.b64encode(root).decode()]
         self._signed(_text(row, "commitment_note", place), "kit-commitment", lines, f"{place}, its commitment")
         committed_at = self._entry(_CREATE_KITS, "consignment_code", code, root, place)
@@ -1415,13 +1420,19 @@ class _Package:
                 "entry_not_found", f"{place}: entry {row['log_index']} of the trail is not its allocation."
             )
         target, after = entry.entry["target"] or {}, entry.entry["after"] or {}
-        strata = after.get("strata", _levels_of(row["stratum_code"]))
+        if "reported_user" not in row:
+            raise Difference("malformed", f"{place} does not tell its 'reported_user'.")
+        levels = _levels_of(row["stratum_code"])
+        strata = after.get("strata", levels)
         compared = {
             "subject_id": (target.get("subject_id"), row["subject_id"]),
             "site_code": (target.get("site_code", row["site_code"]), row["site_code"]),
             "randomization_number": (after.get("randomization_number"), row["randomization_number"]),
             "kit_code": (after.get("kit_code"), kit_codes[0] if kit_codes else None),
-            "strata": (strata, _levels_of(row["stratum_code"])),
+            "strata": (strata, levels),
+            "strata_used": (strata, _object(row, "strata_used", place)),
+            "allocated_by": (entry.entry["actor"], _text(row, "allocated_by", place)),
+            "reported_user": (after.get("reported_user"), row["reported_user"]),
             "allocated_at": (after.get("allocated_at", allocated_at), allocated_at),
         }
         for name, (entered, told) in compared.items():

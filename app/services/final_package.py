@@ -219,6 +219,7 @@ def _consignments(act: Act, consignments: Iterable[Consignment]) -> Iterator[byt
         known = _json(
             {
                 "consignment_code": consignment.consignment_code,
+                "unusable_from": consignment.unusable_from.isoformat(),
                 "commitment": consignment.commitment,
                 "commitment_note": consignment.commitment_note,
             }
@@ -300,12 +301,23 @@ def _allocation(
         "schedule_id": str(allocation.schedule_id),
         "position": allocation.position,
         "randomization_number": allocation.randomization_number,
+        "strata_used": _strata(allocation),
+        "allocated_by": allocation.allocated_by,
+        "reported_user": allocation.reported_user,
         "allocated_at": _time(allocation.allocated_at),
         "log": entry["log"],
         "log_index": entry["index"],
         "binding": _words(binding),
         "kits": [_given_kit(act, key, one) for one in kits],
     }
+
+
+def _strata(allocation: AllocatedSubject) -> object:
+    try:
+        return json.loads(allocation.strata_used)
+    except ValueError:
+        message = "The strata of an allocation are not what was stored."
+        raise IntegrityBroken(message) from None
 
 
 def _words(binding: Binding) -> dict[str, str]:

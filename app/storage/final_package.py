@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -30,6 +30,7 @@ class Consignment:
 
     consignment_id: UUID
     consignment_code: ConsignmentCode
+    unusable_from: date
     commitment: str
     commitment_note: str
 
@@ -45,6 +46,10 @@ class AllocatedSubject:
     stratum_id: UUID
     position: int
     randomization_number: RandomizationNumber
+    strata_used: str
+    """JSON as it is stored."""
+    allocated_by: str
+    reported_user: str | None
     allocated_at: datetime
     sealed_binding: Sealed
 

@@ -260,7 +260,13 @@ def consignment_row(code: str, per_arm: int) -> dict[str, Any]:
         kits.append(kit)
     root = tree_root(leaves)
     note = SIGNER.note(kit_commitment_text(DEPLOYMENT, STUDY, code, root))
-    return {"consignment_code": code, "commitment": root.hex(), "commitment_note": note, "kits": kits}
+    return {
+        "consignment_code": code,
+        "unusable_from": "2027-11-30",
+        "commitment": root.hex(),
+        "commitment_note": note,
+        "kits": kits,
+    }
 
 
 @dataclass
@@ -337,6 +343,9 @@ def package(*, imported: bool = False) -> Package:
                 "schedule_id": schedule["schedule_id"],
                 "position": position,
                 "randomization_number": slot[4],
+                "strata_used": dict([schedule["strata"][stratum]["stratum_code"].split("=")]),
+                "allocated_by": "nurse.li",
+                "reported_user": "nurse.li" if number % 2 else None,
                 "allocated_at": at,
                 "log_index": index,
                 "binding": {"arm_code": slot[1], "treatment": arm.treatment},
@@ -346,6 +355,8 @@ def package(*, imported: bool = False) -> Package:
         target = {"subject_id": f"01-{number:04}", "site_code": "01"}
         levels = dict([allocations[-1]["stratum_code"].split("=")])
         after = {"randomization_number": slot[4], "kit_code": codes[0], "strata": levels}
+        if number % 2:
+            after["reported_user"] = "nurse.li"
         entries.append(entry(index, action="allocation:create", target=target, after=after))
         refused = entry(index + 1, action="allocation:create", outcome="denied", target=target)
         entries.append(refused)

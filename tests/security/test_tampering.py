@@ -347,6 +347,14 @@ class Mutations:
             )
             yield Mutation("allocation: slot changed", set_to("allocation", row, position=row["position"] + 13), acts)
             yield Mutation("allocation: site changed", set_to("allocation", row, site_code="02"))
+            for column, other_value in (
+                ("strata_used", '{"sex":"f"}'),
+                ("strata_used", "nothing"),
+                ("allocated_by", "somebody.else"),
+                ("reported_user", "nurse.wang"),
+                ("reported_user", None if row["reported_user"] else ""),
+            ):
+                yield Mutation(f"allocation: {column} changed", set_to("allocation", row, **{column: other_value}))
             yield Mutation(
                 "allocation: time changed",
                 set_to("allocation", row, allocated_at=row["allocated_at"] + timedelta(hours=1)),
@@ -533,6 +541,9 @@ class Mutations:
             yield Mutation(
                 "consignment: commitment changed", set_to("consignment", row, commitment=row["commitment"][::-1])
             )
+            for days in (-1, 400):
+                day = row["unusable_from"] + timedelta(days=days)
+                yield Mutation("consignment: another last day", set_to("consignment", row, unusable_from=day))
             yield Mutation("consignment: kits fewer", set_to("consignment", row, kit_count=2), acts)
             yield Mutation(
                 "consignment: notes swapped", exchange("consignment", one, other, "commitment_note", "map_root"), acts
