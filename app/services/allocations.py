@@ -240,7 +240,8 @@ def _claim(act: Act, key: SubjectKey, wanted: AllocationRequest) -> Allocated | 
         studies.get_site(act.tx, act.study.study_id, wanted.site_code)
         existing = allocations.find_allocation(act.tx, act.study.study_id, key)
         if existing is None:
-            raise
+            message = "A subject's claim has lost its allocation."
+            raise IntegrityBroken(message) from None
         try:
             act.decision.role_unless_elsewhere(existing.site_code)
         except Missing:

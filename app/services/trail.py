@@ -29,7 +29,7 @@ from app.domain.words import Action, Role, StudyCode, SubjectKey, subject_key
 from app.errors import DatabaseUnavailable, IllegalTransition, IntegrityBroken, Invalid, Missing, RollbackSuspected
 from app.services import exports, pages
 from app.services.audited import Act, Receipt, audited
-from app.services.checkpoints import LogState, check_head, log_name
+from app.services.checkpoints import LogState, check_head, check_lookup, log_name
 from app.services.context import RequestContext
 from app.services.exports import ExportPart
 from app.storage import studies, trail
@@ -216,6 +216,9 @@ def _read(act: Act, study_id: UUID, wanted: TrailQuery, limit: int, cursor: str 
         act.is_entered = False
     found = trail.list_entries(act.tx, study_id, _filter(act, wanted, asked), after, until, limit + 1)
     shown = found[:limit]
+    log = act.deployment.origin(act.head.study_code if act.head is not None else None)
+    for entry in shown:
+        check_lookup(act.deployment.ring, log if entry.segment == 1 else f"{log}~{entry.segment}", entry)
     following = None
     if len(found) > limit:
         following = pages.encode(act, [shown[-1].segment, shown[-1].log_index, *until], said)
@@ -451,7 +454,9 @@ def _stream(ctx: RequestContext, parts: Sequence[ExportPart]) -> Iterator[bytes]
     for part in parts:
         yield part.header
         for begin in range(0, part.size, exports.PAGE):
-            page: list[bytes] = _read_apart(ctx, partial(exports.export_page, part=part, begin=begin))
+            page: list[bytes] = _read_apart(
+                ctx, partial(exports.export_page, part=part, begin=begin, ring=ctx.deployment.ring)
+            )
             yield b"".join(page)
 
 
@@ -473,8 +478,7 @@ def declare_recovery(ctx: RequestContext, statement: str) -> RecoveryStatement:
     """Return the logs that were given up, each of which goes on in a new segment that names the suspicion (INT-07).
 
     Raises ``IllegalTransition`` when nothing is suspected. The statement is signed by the caller's fresh second proof, and by the
-    checkpoint that is written before the answer. It stands in the public part of its entry, for inspectors to read: an
-    administrator of the service holds no role in any study, and knows nothing that could unblind (rule B10).
+    checkpoint that is written before the answer. It stands in the restricted part of its entry, like all free text (rule E3).
     """
 
     def work(act: Act) -> RecoveryStatement:
@@ -489,7 +493,7 @@ def declare_recovery(ctx: RequestContext, statement: str) -> RecoveryStatement:
                 # Its log goes on in a new segment at once: what is suspected is never appended to.
                 named = [log for log in logs if log_name(str(log["origin"])) == act.deployment.origin(head.study_code)]
                 act.note_in(head, {"logs": named})
-        act.note(after={"logs": logs, "statement": statement})
+        act.note(after={"logs": logs}, restricted={"statement": statement})
         return RecoveryStatement(act.now, logs)
 
     declared = audited(ctx, Action.DECLARE_RECOVERY, work, answer_type=RecoveryStatement)

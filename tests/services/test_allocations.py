@@ -232,6 +232,15 @@ class TestFurtherKits:
 
 
 class TestRead:
+    def test_lost_allocation(self, house: House) -> None:
+        """Where an allocation was cut out of the database, its subject is not allocated anew. [C4, C7]"""
+        study = running_study(house, subjects=1)
+        with tampering(study, "kit_assignment", "allocation"):
+            execute(study, "DELETE FROM kit_assignment", "DELETE FROM allocation")
+        body = request("01-0001", site_code="02", reported_user="nurse.li")
+        assert expect(house.machine().post(PATH, json=body), 503)["code"] == "integrity_failure"
+        assert used(study)[1] == 0
+
     def test_lost_kit(self, house: House) -> None:
         """An allocation whose kit is gone from the database is told as what it is, never a fault of ours. [G2, CUS-10]"""
         study = running_study(house, subjects=1)

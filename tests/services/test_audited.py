@@ -63,6 +63,36 @@ def rows(house: House) -> int:
         return len(tx.execute(select(tables.stored_answer.c.scope)).all())
 
 
+class TestUnreadableRow:
+    """Stored values that cannot be what the service wrote."""
+
+    @pytest.mark.parametrize("fault", [ValueError("arm"), KeyError("arm"), TypeError("arm"), ZeroDivisionError("arm")])
+    def test_at_a_revealing_door(self, house: House, fault: Exception) -> None:
+        """A code break over it is an integrity failure that says nothing of the value, and is entered as one. [rule D4, BLD-13]"""
+        house.register_study()
+        doctor = house.person("investigator")
+
+        def unreadable(_act: Act) -> Made:
+            raise fault
+
+        ctx = context(house, Action.BREAK_CODE, doctor, elevated=True)
+        with capture_logs() as logs, pytest.raises(IntegrityBroken):
+            audited(ctx, Action.BREAK_CODE, unreadable, study=CODE)
+        assert [line["kind"] for line in logs if line["event"] == "unreadable row"] == [type(fault).__name__]
+        assert "arm" not in str(logs)
+        assert last(house, STUDY)["outcome"] == "integrity"
+
+    def test_elsewhere(self, house: House) -> None:
+        """A fault of ours is told as a fault, and nothing is done. [rule G2]"""
+
+        def faulty(_act: Act) -> Made:
+            message = "ours"
+            raise ValueError(message)
+
+        with pytest.raises(ValueError, match="ours"):
+            audited(context(house, LIST, house.admin), LIST, faulty)
+
+
 class TestOneEntry:
     def test_of_what_was_done(self, house: House) -> None:
         """Who, by which right, when, what, before and after, and the request. [AUD-01, AUD-05]"""

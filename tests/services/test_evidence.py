@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 
 from app.domain.contents import Binding, KitContents, SlotContents
 from app.domain.sealed import Column, SealContext
-from app.domain.words import Action, ArmCode, RandomizationNumber, SubjectKey
+from app.domain.words import Action, ArmCode, KitCode, KitStatus, RandomizationNumber, SubjectKey
 from app.errors import IntegrityBroken
 from app.policy import Decision
 from app.services import evidence
@@ -23,8 +23,8 @@ from app.storage import allocations, kits, schedules, studies, tables
 from app.storage.allocations import Allocation
 from app.storage.kits import Assignment
 from app.storage.schedules import SealedSlot
-from tests.harness import STUDY_BODY, House
-from tests.running_study import RunningStudy, shared_running_study, tampering
+from tests.harness import STUDY_BODY, House, Json, expect
+from tests.running_study import RunningStudy, S, execute, shared_running_study, tampering
 
 SUBJECT = SubjectKey("01-0001")
 CONTROL, OTHER = (arm["arm_code"] for arm in STUDY_BODY["arms"])
@@ -187,3 +187,49 @@ class TestCommitmentKeeper:
         with acting(running.house) as act:
             named = tables.schedule.c.schedule_id == schedule_id
             act.tx.execute(update(tables.schedule).where(named).values(commitment_note=note))
+
+
+class TestPreparation:
+    """What the unblinded pharmacist reads before a product is made fresh is refused where two of its sources differ."""
+
+    def read(self, running: RunningStudy, subject: str) -> Json:
+        pharmacist = running.person("unblinded_pharmacist", site="01")
+        return expect(pharmacist.get(f"{S}/subjects/{subject}/preparation", step_up=True), 503)
+
+    def test_subject_without_its_first_kit(self, running: RunningStudy) -> None:
+        """An allocation stands only together with its kit. [rules C3, D4]"""
+        running.allocate("01-0002")
+        with tampering(running, "kit_assignment"):
+            execute(running, "UPDATE kit_assignment SET visit = 'V1' WHERE subject_key = '01-0002'")
+        assert self.read(running, "01-0002")["code"] == "integrity_failure"
+
+    def test_kit_of_another_arm(self, running: RunningStudy) -> None:
+        """A kit of another arm, bound with the right key, is not what the subject was given. [rules C3, B10]"""
+        running.allocate("01-0003")
+        with tampering(running, "kit_assignment"), acting(running.house) as act:
+            (assignment,) = kits.list_assignments(act.tx, act.study.study_id, SubjectKey("01-0003"))
+            _, bound = evidence.open_assigned_kit(act, assignment)
+            free = [kits.find_kit(act.tx, act.study.study_id, KitCode(code)) for code in running.kit_codes]
+            opened = [
+                evidence.open_kit(act, kits.get_sealed_kit(act.tx, act.study.study_id, kit.kit_id))
+                for kit in free
+                if kit is not None and kit.status is KitStatus.IN_STOCK
+            ]
+            other = next(kit for kit in opened if kit.arm_code != bound.arm_code)
+            place = KitAssignmentPlace(assignment.assignment_id, SubjectKey("01-0003"), other.kit_id, other.kit_code)
+            sealed, _ = evidence.seal_binding(act, place, Binding(other.arm_code, WORDS[other.arm_code]))
+            of = tables.kit_assignment.c.assignment_id == assignment.assignment_id
+            act.tx.execute(
+                update(tables.kit_assignment).where(of).values(kit_id=other.kit_id, sealed_binding=sealed.token)
+            )
+            kits.record_status(act.tx, act.study.study_id, other.kit_id, KitStatus.ASSIGNED)
+        assert self.read(running, "01-0003")["code"] == "integrity_failure"
+
+    def test_further_kit_at_a_site_that_is_not_active(self, running: RunningStudy) -> None:
+        """Subjects are given kits at active sites only, also where a site's row was changed from outside. [ASG-01]"""
+        running.allocate("01-0004")
+        with tampering(running, "site"):
+            execute(running, "UPDATE site SET is_active = false WHERE site_code = '01'")
+            problem = expect(running.investigator.post(f"{S}/subjects/01-0004/kits", json={"visit": "V2"}), 409)
+            execute(running, "UPDATE site SET is_active = true WHERE site_code = '01'")
+        assert problem["code"] == "site_inactive"

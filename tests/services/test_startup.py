@@ -108,7 +108,9 @@ class TestUnseal:
         house.register_study()
         house.register_study("OTHER")
         with house.deployment.database.transaction() as tx:
-            query = text("SELECT wrapped FROM study_key k JOIN study s ON s.study_id = k.study_id WHERE study_code = :of")
+            query = text(
+                "SELECT wrapped FROM study_key k JOIN study s ON s.study_id = k.study_id WHERE study_code = :of"
+            )
             foreign = tx.execute(query, {"of": "OTHER"}).scalar_one()
             lift_triggers(tx, "study_key")
             swap = "UPDATE study_key SET wrapped = :key WHERE study_id = (SELECT study_id FROM study WHERE study_code = :of)"
@@ -127,6 +129,10 @@ class TestFindings:
         startup.create_deployment(around, Mode.LIVE)
         expected = "The service's database role may change the trail." if around.database.is_postgresql else ""
         assert found(around) == expected
+        if not expected:
+            safety.refuse_unsafe(around, None)
+            with pytest.raises(UnsafeSetting, match="plain HTTP"):
+                safety.refuse_unsafe(around, "every address")
 
     @pytest.mark.parametrize(
         ("spoil", "named"),

@@ -54,6 +54,14 @@ class TestRegisterStudy:
 
 
 class TestSites:
+    def test_activated_twice(self, house: House) -> None:
+        """A site is activated once; the second word changes nothing. [ASG-01, rule G2]"""
+        study = running_study(house, subjects=0)
+        before = expect(study.study_admin.get(S), 200)
+        problem = expect(study.study_admin.post(f"{S}/sites/01/activation", step_up=True), 409)
+        assert problem["code"] == "illegal_transition"
+        assert expect(study.study_admin.get(S), 200) == before
+
     def test_added_and_listed(self, house: House) -> None:
         """A site is added with its time zone and is not active yet. [ASG-01]"""
         house.register_study(sites=("01",))
