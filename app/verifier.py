@@ -466,6 +466,7 @@ _ENTRY_NAMES: Final = {
 }  # fmt: skip
 _BODY: Final = b'{"body":'
 _HASH: Final = b',"leaf_hash":"'
+_FOUND_ELSEWHERE: Final = b',"lookup":"altered"}\n'
 _TAIL: Final = len(_HASH) + 2 * _HASH_SIZE + len(b'"}\n')
 _TELL_EVERY: Final = 4096
 
@@ -501,6 +502,13 @@ class _Log:
         if line[-_TAIL:] == b'%b%b"}\n' % (_HASH, digest.hexdigest().encode()):
             node = digest.digest()
             read = self._read(body, node)
+        elif line.endswith(_FOUND_ELSEWHERE):
+            message = (
+                f"Entry {self.count} was stored under another action, actor, subject, site or time than the service "
+                "sealed: its text is whole, but whoever looked for it by one of these did not find it."
+            )
+            self.fault("lookup_altered", self.count, message)
+            return self.take(line.removesuffix(_FOUND_ELSEWHERE) + b"}\n")
         else:
             node = self._altered(line)
         self.leaves += node

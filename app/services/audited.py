@@ -41,13 +41,14 @@ from app.errors import (
     TrailForked,
 )
 from app.policy import Decision
-from app.services.checkpoints import ALTERED, LogState, Suspicion, head_mac, segment_number
+from app.services.checkpoints import ALTERED, LogState, Suspicion, head_mac, lookup_mac, segment_number
 from app.services.context import Deployment, RequestContext
 from app.storage import answers, people, studies, trail_writer
 from app.storage.answers import NewAnswer, StoredAnswer
 from app.storage.database import AlreadyThere, CommitUncertain, Transaction, TryAgain
 from app.storage.studies import StudyHead
 from app.storage.tables import SERVICE_LOG
+from app.storage.trail import Lookup
 from app.storage.trail_writer import LogHead, NewEntry
 
 T = TypeVar("T")
@@ -734,7 +735,9 @@ def _compose(tx: Transaction, ctx: RequestContext, study: StudyHead | None, note
     frontier, nodes = head.frontier.append(leaf)
     mac = head_mac(deployment.ring, head.origin, frontier, at)
     moved = LogHead(head.study_id, head.segment, head.origin, frontier, at, mac)
-    entry = NewEntry(index, at, note.action, actor, note.subject_key, note.site_code, body, leaf)
+    lookup = Lookup(at, note.action, actor, note.subject_key, note.site_code)
+    sealed_lookup = lookup_mac(deployment.ring, head.origin, index, leaf, lookup)
+    entry = NewEntry(index, at, note.action, actor, note.subject_key, note.site_code, body, leaf, sealed_lookup)
     return _Composed(moved, entry, nodes, sealed)
 
 

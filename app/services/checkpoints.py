@@ -17,7 +17,7 @@ from app.sealing.signing import SigningKeys, verify_note
 from app.storage import trail
 from app.storage.database import Database, Transaction
 from app.storage.sink import FileSink, SunkCheckpoint
-from app.storage.trail import Head
+from app.storage.trail import Entry, Head, Lookup
 
 INTERVAL: Final = timedelta(seconds=60)
 """How often every grown log gets a checkpoint, and how long acts go on while none can be written."""
@@ -69,6 +69,39 @@ def check_head(ring: KeyRing, origin: str, frontier: Frontier, last_at: datetime
         ring.check_mac("log-head", _sealed_head(origin, frontier, last_at), mac)
     except IntegrityBroken:
         raise TrailForked from None
+
+
+def lookup_mac(ring: KeyRing, origin: str, index: int, leaf: bytes, lookup: Lookup) -> bytes:
+    """Return the service's own seal of the columns by which an entry is found, bound to the entry and its place."""
+    return ring.mac("trail-lookup", _sealed_lookup(origin, index, leaf, lookup))
+
+
+def check_lookup(ring: KeyRing, origin: str, entry: Entry) -> None:
+    """Return when an entry is found by what it was stored under; raise ``IntegrityBroken`` when a column was changed since.
+
+    Whoever changes one could hide an entry from those who look for it, or show it at another site (rule E4).
+    """
+    message = _sealed_lookup(origin, entry.log_index, entry.leaf_hash, entry.lookup)
+    try:
+        ring.check_mac("trail-lookup", message, entry.lookup_mac)
+    except IntegrityBroken:
+        changed = f"Entry {entry.log_index} of the trail is stored under another action, actor, subject, site or time."
+        raise IntegrityBroken(changed) from None
+
+
+def is_found(ring: KeyRing, origin: str, entry: Entry) -> bool:
+    """Return whether an entry is found by what it was stored under."""
+    try:
+        check_lookup(ring, origin, entry)
+    except IntegrityBroken:
+        return False
+    return True
+
+
+def _sealed_lookup(origin: str, index: int, leaf: bytes, lookup: Lookup) -> bytes:
+    # What is absent is another thing than what is empty.
+    optional = ("-" if word is None else f"={word}" for word in (lookup.subject_key, lookup.site_code))
+    return encode(origin, index, leaf, lookup.at.isoformat(), lookup.action, lookup.actor, *optional)
 
 
 def _sealed_head(origin: str, frontier: Frontier, last_at: datetime) -> bytes:

@@ -11,7 +11,8 @@ from uuid import UUID
 
 from app.domain.encoding import canonical_json
 from app.domain.notes import Checkpoint, parse_checkpoint, split_note
-from app.services.checkpoints import LogState, check_head
+from app.sealing.ring import KeyRing
+from app.services.checkpoints import LogState, check_head, is_found
 from app.services.context import Deployment
 from app.storage import keys, trail
 from app.storage.database import Transaction
@@ -21,6 +22,8 @@ from app.storage.trail import Head
 PAGE: Final = 500
 """Entries that are read at once: an export holds no reader open and no log in memory."""
 
+_MARK: Final = b',"lookup":"altered"'
+
 
 @dataclass(frozen=True, slots=True)
 class ExportPart:
@@ -28,6 +31,7 @@ class ExportPart:
 
     study_id: UUID
     segment: int
+    origin: str
     size: int
     header: bytes
 
@@ -50,10 +54,15 @@ def export_parts(
     return [*parts, _part(deployment, newest, pinned, note, handovers)]
 
 
-def export_page(tx: Transaction, part: ExportPart, begin: int) -> list[bytes]:
-    """Return the lines of the entries from index ``begin`` on, ``PAGE`` of them at most."""
+def export_page(tx: Transaction, part: ExportPart, begin: int, ring: KeyRing) -> list[bytes]:
+    """Return the lines of the entries from index ``begin`` on, ``PAGE`` of them at most.
+
+    An entry whose look-up columns were changed is marked, so that the verifier names it: what it says is still the truth, but it
+    was hidden from somebody who looked for it (rule E4).
+    """
     return [
-        b'{"body":%b,"leaf_hash":"%b"}\n' % (entry.body, entry.leaf_hash.hex().encode())
+        b'{"body":%b,"leaf_hash":"%b"%b}\n'
+        % (entry.body, entry.leaf_hash.hex().encode(), b"" if is_found(ring, part.origin, entry) else _MARK)
         for entry in trail.list_lines(tx, part.study_id, part.segment, begin, min(begin + PAGE, part.size))
     ]
 
@@ -63,7 +72,7 @@ def export_lines(deployment: Deployment, tx: Transaction, study: StudyHead, size
     for part in export_parts(deployment, tx, study, size):
         yield part.header
         for begin in range(0, part.size, PAGE):
-            yield from export_page(tx, part, begin)
+            yield from export_page(tx, part, begin, deployment.ring)
 
 
 def _given_up(deployment: Deployment, head: Head, handovers: list[str]) -> ExportPart:
@@ -88,4 +97,4 @@ def _part(deployment: Deployment, head: Head, size: int, note: str, handovers: l
         "keys": deployment.signing.vkeys(),
         "handovers": handovers,
     }
-    return ExportPart(head.study_id, head.segment, size, canonical_json(header) + b"\n")
+    return ExportPart(head.study_id, head.segment, head.origin, size, canonical_json(header) + b"\n")

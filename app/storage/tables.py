@@ -491,6 +491,8 @@ trail_entry = Table(
     _text("site_code", nullable=True),
     Column("body", LargeBinary(), nullable=False),
     Column("leaf_hash", LargeBinary(32), nullable=False),
+    # Seals the columns by which an entry is found, which are no part of what is hashed.
+    Column("lookup_mac", LargeBinary(32), nullable=False),
     PrimaryKeyConstraint("study_id", "segment", "log_index"),
     Index("ix_trail_entry_subject", "study_id", "subject_key"),
 )

@@ -38,13 +38,26 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
+class Lookup:
+    """The columns by which an entry is found."""
+
+    at: datetime
+    action: str
+    actor: str
+    subject_key: SubjectKey | None
+    site_code: SiteCode | None
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """A stored entry: the bytes that were hashed, and their hash."""
+    """A stored entry: the bytes that were hashed, their hash, and by what it is found, under the service's own seal."""
 
     segment: int
     log_index: int
     body: bytes
     leaf_hash: bytes
+    lookup: Lookup
+    lookup_mac: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +73,17 @@ class EntryFilter:
     """Entries of these sites, and those that concern neither a site nor a subject; None for all."""
     actions_left_out: Collection[Action] | None = None
     """With it, neither entries of these actions nor any about a subject."""
+
+
+_ENTRY: Final = (
+    *(_e.segment, _e.log_index, _e.body, _e.leaf_hash, _e.lookup_mac),
+    *(_e.at, _e.action, _e.actor, _e.subject_key, _e.site_code),
+)
+
+
+def _entry(row: Row[Any]) -> Entry:
+    lookup = Lookup(row.at, row.action, row.actor, row.subject_key, row.site_code)
+    return Entry(row.segment, row.log_index, row.body, row.leaf_hash, lookup, row.lookup_mac)
 
 
 def _head(row: Row[Any]) -> Head:
@@ -148,7 +172,7 @@ def list_entries(
     limit: int,
 ) -> list[Entry]:
     """Return entries in order, those behind the place ``after`` (segment, index) and before ``until``."""
-    query = select(_e.segment, _e.log_index, _e.body, _e.leaf_hash).where(
+    query = select(*_ENTRY).where(
         _e.study_id == study_id,
         or_(_e.segment > after[0], and_(_e.segment == after[0], _e.log_index > after[1])),
         or_(_e.segment < until[0], and_(_e.segment == until[0], _e.log_index < until[1])),
@@ -169,28 +193,26 @@ def list_entries(
     if wanted.actions_left_out is not None:
         query = query.where(_e.subject_key.is_(None), _e.action.not_in(list(wanted.actions_left_out)))
     rows = tx.execute(query.order_by(_e.segment, _e.log_index).limit(limit))
-    return [Entry(row.segment, row.log_index, row.body, row.leaf_hash) for row in rows]
+    return [_entry(row) for row in rows]
 
 
 def find_entry(tx: Transaction, study_id: UUID, segment: int, log_index: int) -> Entry | None:
     """Return one entry, or None."""
     row = tx.execute(
-        select(_e.segment, _e.log_index, _e.body, _e.leaf_hash).where(
-            _e.study_id == study_id, _e.segment == segment, _e.log_index == log_index
-        )
+        select(*_ENTRY).where(_e.study_id == study_id, _e.segment == segment, _e.log_index == log_index)
     ).one_or_none()
-    return None if row is None else Entry(row.segment, row.log_index, row.body, row.leaf_hash)
+    return None if row is None else _entry(row)
 
 
 def list_entries_of_action(
     tx: Transaction, study_id: UUID, action: Action, subject_key: SubjectKey | None = None
 ) -> list[Entry]:
     """Return the entries of one action, in order."""
-    query = select(_e.segment, _e.log_index, _e.body, _e.leaf_hash).where(_e.study_id == study_id, _e.action == action)
+    query = select(*_ENTRY).where(_e.study_id == study_id, _e.action == action)
     if subject_key is not None:
         query = query.where(_e.subject_key == subject_key)
     rows = tx.execute(query.order_by(_e.segment, _e.log_index))
-    return [Entry(row.segment, row.log_index, row.body, row.leaf_hash) for row in rows]
+    return [_entry(row) for row in rows]
 
 
 def list_receipts(
@@ -223,7 +245,7 @@ def list_lines(tx: Transaction, study_id: UUID, segment: int, begin: int, end: i
     A list, not a cursor: with SQLite's rollback journal a reader that is still open blocks every COMMIT (`custody.md`).
     """
     rows = tx.execute(
-        select(_e.segment, _e.log_index, _e.body, _e.leaf_hash)
+        select(*_ENTRY)
         .where(
             _e.study_id == study_id,
             _e.segment == segment,
@@ -232,4 +254,4 @@ def list_lines(tx: Transaction, study_id: UUID, segment: int, begin: int, end: i
         )
         .order_by(_e.log_index)
     )
-    return [Entry(row.segment, row.log_index, row.body, row.leaf_hash) for row in rows]
+    return [_entry(row) for row in rows]

@@ -42,6 +42,7 @@ class NewEntry:
     site_code: SiteCode | None
     body: bytes
     leaf_hash: bytes
+    lookup_mac: bytes
 
 
 _log = tables.log.c
@@ -158,6 +159,7 @@ def append(
         "site_code": entry.site_code,
         "body": entry.body,
         "leaf_hash": entry.leaf_hash,
+        "lookup_mac": entry.lookup_mac,
     }
     moved = {
         "b_study_id": head.study_id,

@@ -112,6 +112,7 @@ def upgrade() -> None:
         sa.Column("site_code", sa.Text(), nullable=True),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.Column("leaf_hash", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("lookup_mac", sa.LargeBinary(length=32), nullable=False),
         sa.PrimaryKeyConstraint("study_id", "segment", "log_index", name=op.f("pk_trail_entry")),
     )
     op.create_index("ix_trail_entry_subject", "trail_entry", ["study_id", "subject_key"], unique=False)

@@ -338,5 +338,6 @@ def plant_statement(house: House, index: int, logs: list[dict[str, Any]]) -> Non
                 "site_code": None,
                 "body": content,
                 "leaf_hash": leaf_hash(content),
+                "lookup_mac": bytes(32),
             },
         )

@@ -702,6 +702,18 @@ class Mutations:
         later = canonical_json({**body, "at": body["at"].replace("2026", "2027")})
         read: tuple[Attempt, ...] = (lambda r: r.read_trail(),)
         prove: tuple[Attempt, ...] = (proves(row["log_index"]),)
+        for column, word in (
+            ("action", "study:read" if row["action"] != "study:read" else "kit:assign"),
+            ("actor", "somebody.else"),
+            ("subject_key", "01-0009" if row["subject_key"] != "01-0009" else None),
+            ("subject_key", None if row["subject_key"] else ""),
+            ("site_code", "02"),
+            ("site_code", None if row["site_code"] else ""),
+            ("at", row["at"] + timedelta(minutes=1)),
+        ):
+            changed_column = set_to("trail_entry", row, **{column: word})
+            by_reading = read if row["log_index"] % 2 else ()
+            yield Mutation(f"entry: found by another {column}", changed_column, by_reading, in_trail=True)
         chosen = self.chance.randrange(6)
         if chosen == 0:
             yield Mutation("entry: body edited", set_to("trail_entry", row, body=edited), read, in_trail=True)

@@ -253,6 +253,19 @@ class TestTamperedTrails:
             if tampered.index is not None:
                 assert report.first.index == tampered.index, (number, report.first)
 
+    def test_mark_of_an_entry_found_by_something_else(self, tmp_path: Path) -> None:
+        """The service says that its look-up columns were changed: named at its place, its text still read. [AUD-18, E4]"""
+        lines = list(honest().lines())
+        mark = b',"lookup":"altered"}\n'
+        marked = [line.removesuffix(b"}\n") + mark if number == 6 else line for number, line in enumerate(lines)]
+        report = verified(tmp_path, Tampered(b"".join(marked), [], set()))
+        assert [(found.kind, found.index) for found in report.findings] == [("lookup_altered", 5)]
+        marked[6] = marked[6].replace(b"nurse.li", b"nurse.wu")
+        report = verified(tmp_path, Tampered(b"".join(marked), [], set()))
+        assert [(found.kind, found.index) for found in report.findings] == [("lookup_altered", 5), ("entry_altered", 5)]
+        marked[6] = lines[6].removesuffix(b"}\n") + mark + mark
+        assert not verified(tmp_path, Tampered(b"".join(marked), [], set())).ok
+
     def test_any_byte(self, tmp_path: Path) -> None:
         """Five hundred changed bytes anywhere in an export: none passes. [AUD-18]"""
         chance, whole = random.Random(9), b"".join(honest().lines())
