@@ -1033,7 +1033,7 @@ _APPROVE, _CREATE_KITS, _ALLOCATE = "schedule:approve", "consignment:create", "a
 _GIVEN_IN: Final = {"kit:assign": "kit_code", "kit:replace": "replaced_by"}
 """Where the entries of kits after the first one name the kit that was given."""
 _WATCHED: Final = frozenset({_APPROVE, _CREATE_KITS, _ALLOCATE, *_GIVEN_IN})
-_APPROVED: Final = {"approved", "active"}
+_APPROVED: Final = {"approved", "active", "closed"}
 _CSV_HEADER: Final = [
     "subject_id",
     "randomization_number",

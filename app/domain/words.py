@@ -66,12 +66,13 @@ class StudyStatus(StrEnum):
 
 
 class ScheduleStatus(StrEnum):
-    """The life of an allocation list (rule A7)."""
+    """The life of an allocation list (rule A7); an active one is closed with its study, for ever."""
 
     GENERATED = "generated"
     APPROVED = "approved"
     REJECTED = "rejected"
     ACTIVE = "active"
+    CLOSED = "closed"
 
 
 class ErrorCategory(StrEnum):

@@ -175,7 +175,10 @@ _STEPS = {
 
 
 def set_study_status(ctx: RequestContext, study: StudyCode, status: StudyStatus, reason: str) -> RegisteredStudy:
-    """Return the study in its new status; raise ``IllegalTransition``. Closed is for ever, and code breaks go on."""
+    """Return the study in its new status; raise ``IllegalTransition``.
+
+    Closed is for ever, for the lists that were active too (rule A7); code breaks go on.
+    """
 
     def work(act: Act) -> RegisteredStudy:
         study_id = act.study.study_id
@@ -185,6 +188,9 @@ def set_study_status(ctx: RequestContext, study: StudyCode, status: StudyStatus,
             message = f"A study that is {present} cannot become {status}."
             raise IllegalTransition(message)
         studies.record_status(act.tx, study_id, status)
+        if status is StudyStatus.CLOSED:
+            closed = schedules.record_closing(act.tx, study_id)
+            act.note(after={"status": status, "closed_schedules": [str(one) for one in closed]})
         act.note(restricted={"reason": reason})
         head = studies.find_study(act.tx, study)
         return _registered(act.deployment.mode, head or act.study, studies.get_definition(act.tx, study_id))

@@ -457,6 +457,20 @@ def record_activation(tx: Transaction, study_id: UUID, schedule_id: UUID, at: da
     _step(tx, study_id, schedule_id, ScheduleStatus.APPROVED, ScheduleStatus.ACTIVE, activated)
 
 
+def record_closing(tx: Transaction, study_id: UUID) -> list[UUID]:
+    """Close every active list of a study and return which they were, in order; no slot of them is given out any more.
+
+    Danger: the study's row must be locked, so that nobody allocates from one or activates one meanwhile.
+    """
+    closed = tx.execute(
+        update(tables.schedule)
+        .where(_s.study_id == study_id, _s.status == ScheduleStatus.ACTIVE)
+        .values(status=ScheduleStatus.CLOSED)
+        .returning(_s.schedule_id)
+    )
+    return sorted(closed.scalars())
+
+
 def _step(
     tx: Transaction,
     study_id: UUID,

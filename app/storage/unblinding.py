@@ -205,7 +205,10 @@ def list_signed_schedules(tx: Transaction, study_id: UUID) -> list[UUID]:
     """Return the lists whose commitment was signed: what the words of a treatment are held against."""
     rows = tx.execute(
         select(_s.schedule_id)
-        .where(_s.study_id == study_id, _s.status.in_([ScheduleStatus.APPROVED, ScheduleStatus.ACTIVE]))
+        .where(
+            _s.study_id == study_id,
+            _s.status.in_([ScheduleStatus.APPROVED, ScheduleStatus.ACTIVE, ScheduleStatus.CLOSED]),
+        )
         .order_by(_s.schedule_id)
     )
     return [row.schedule_id for row in rows]

@@ -121,7 +121,7 @@ RULES: Final = {
         (
             _only_resealed("sealed_specification", "sealed_seed", "sealed_quality_report"),
             _only_once("commitment_note", "decided_at", "decided_by", "activated_at", "activated_by"),
-            _only_steps("generated to approved", "generated to rejected", "approved to active"),
+            _only_steps("generated to approved", "generated to rejected", "approved to active", "active to closed"),
         ),
     ),
     "stratum": Rule(

@@ -42,7 +42,8 @@ from app.storage import commitments, tables
 from app.storage import schedules as stored
 from app.storage.database import AlreadyThere
 from tests import harness
-from tests.harness import STUDY, House, SeededEntropy
+from tests.harness import STUDY, House, SeededEntropy, expect
+from tests.running_study import S, running_study
 from tests.services.list_builders import CODE, ListOffice, context, slots_of, wanted
 
 SEX = {
@@ -421,6 +422,38 @@ class TestItsLife:
             )
         with office.act() as act, pytest.raises(Missing):
             stored.get_sealed_quality_report(act.tx, uuid4(), made.schedule_id)
+
+
+class TestClosing:
+    def test_with_its_study(self, house: House) -> None:
+        """Closed for ever with every active segment, entered; the rest stays, and codes are broken as before. [A7, D5]"""
+        study = running_study(house, subjects=1)
+        made = {"block_sizes": [2, 4], "length_per_stratum": 12, "fill": "exact", "reason": "another"}
+        other = expect(study.people["statistician"].post(f"{S}/schedules", json=made, step_up=True), 201)["schedule_id"]
+        study.set_status("closed")
+        listed = {
+            one["schedule_id"]: one["status"] for one in expect(study.investigator.get(f"{S}/schedules"), 200)["items"]
+        }
+        assert listed == {study.schedule_id: "closed", other: "generated"}
+        entry = next(one for one in reversed(house.trail(STUDY)) if one["action"] == Action.SET_STUDY_STATUS)
+        assert entry["after"] == {"status": "closed", "closed_schedules": [study.schedule_id]}
+        again = study.study_admin.post(f"{S}/schedules/{study.schedule_id}/activation", step_up=True)
+        assert expect(again, 409)["code"] == "illegal_transition"
+        extension = study.people["statistician"].post(
+            f"{S}/schedules/{study.schedule_id}/segments", json=made, step_up=True
+        )
+        assert expect(extension, 409)["code"] == "illegal_transition"
+        for found in ({"subject_id": "01-0001"}, {"kit_code": study.free_kit()}):
+            body = {**found, "reason_code": "overdose"}
+            expect(study.investigator.post(f"{S}/code-breaks", json=body, step_up=True), 201)
+
+    def test_not_while_it_is_suspended(self, house: House) -> None:
+        """Suspended may go on again, so its list stays active. [A7]"""
+        study = running_study(house, subjects=1)
+        study.set_status("suspended")
+        assert expect(study.investigator.get(f"{S}/schedules"), 200)["items"][0]["status"] == "active"
+        study.set_status("open")
+        study.new_subject()
 
 
 class TestExtending:

@@ -108,6 +108,7 @@ ALLOWED: Final = [
         {"status": "active", "activated_at": NOON, "activated_by": "admin"},
         {"status": "approved"},
     ),
+    Change("schedule", {"status": "closed"}, {"status": "active"}),
     Change("stratum", {"allocated": 2}),
     Change("schedule_stratum", {"first_ordinal": 7}),
     Change(
@@ -149,6 +150,8 @@ REFUSED: Final = [
     Change("schedule", {"status": "approved"}, {"status": "rejected"}),
     Change("schedule", {"status": "active"}, {"status": "rejected"}),
     Change("schedule", {"status": "approved"}, {"status": "active"}),
+    Change("schedule", {"status": "closed"}, {"status": "approved"}),
+    Change("schedule", {"status": "active"}, {"status": "closed"}),
     Change("schedule", {"commitment_note": "other"}, {"commitment_note": "note"}),
     Change("schedule", {"decided_at": LATER}, {"decided_at": NOON}),
     Change("schedule", {"decided_by": "other"}, {"decided_by": "approver"}),
