@@ -9,21 +9,22 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 
 from app.domain.codes import is_valid, runs_test_p
-from app.domain.contents import KitContents
+from app.domain.contents import Binding, KitContents
 from app.domain.kits import ReplacementReason, Step, next_status, status_after_replacement
 from app.domain.merkle import tree_root
 from app.domain.notes import kit_commitment_text
 from app.domain.sealed import Column, SealContext, Sealed
-from app.domain.words import ConsignmentCode, KitCode, KitStatus, Mode, StudyCode
+from app.domain.words import ConsignmentCode, KitCode, KitStatus, Mode, StudyCode, SubjectKey
 from app.errors import IllegalTransition
 from app.sealing.signing import verify_note
 from app.services.audited import Act
-from app.services.evidence import kit_place
-from app.storage import kits, tables
+from app.services.evidence import AllocationPlace, KitAssignmentPlace, kit_place, open_binding, seal_binding
+from app.storage import allocations, kits, tables
 from tests import harness, supply
+from tests.doors import lift_triggers
 from tests.harness import STUDY, House, SeededEntropy, expect
 from tests.supply import ARMS, LATE, S, Trial
 
@@ -324,6 +325,40 @@ def a_break(study_id: UUID, kit_id: UUID, act: Act) -> dict[str, Any]:
 
 
 class TestTampering:
+    def test_words_that_nobody_signed(self, house: House) -> None:
+        """Words that somebody with the key bound to subject, kit and arm agree, and were not signed. [D4, EUB-10]"""
+        trial = supply.trial(house)
+        trial.allocate("01-0001")
+        preparer = trial.another("unblinded_pharmacist", "01")
+        path = f"{S}/subjects/01-0001/preparation"
+        word = expect(preparer.get(path, step_up=True), 200)["treatment"]
+
+        def bind(act: Act) -> None:
+            allocation = allocations.get_allocation(act.tx, act.study.study_id, SubjectKey("01-0001"), None)
+            [given] = kits.list_assignments(act.tx, act.study.study_id, SubjectKey("01-0001"))
+            of_subject = AllocationPlace(
+                allocation.allocation_id,
+                allocation.subject_key,
+                allocation.schedule_id,
+                allocation.stratum_id,
+                allocation.position,
+                allocation.randomization_number,
+                given.kit.kit_id,
+            )
+            of_kit = KitAssignmentPlace(given.assignment_id, given.subject_key, given.kit.kit_id, given.kit.kit_code)
+            arm_code = open_binding(act, of_subject, allocation.sealed_binding).arm_code
+            for table, place in ((tables.allocation, of_subject), (tables.kit_assignment, of_kit)):
+                lift_triggers(act.tx, table.name)
+                sealed, _ = seal_binding(act, place, Binding(arm_code, f"{word}, doubled"))
+                act.tx.execute(update(table).values(sealed_binding=sealed.token))
+            lift_triggers(act.tx, "arm")
+            words = update(tables.arm).where(tables.arm.c.arm_code == arm_code).values(treatment=f"{word}, doubled")
+            act.tx.execute(words)
+
+        trial.act(bind)
+        assert expect(preparer.get(path, step_up=True), 503)["code"] == "integrity_failure"
+        assert trial.entries("preparation:read")[-1]["outcome"] == "integrity"
+
     @pytest.mark.parametrize("planted", ["another kit", "another word"])
     def test_evidence_that_disagrees_is_never_used(self, house: House, planted: str) -> None:
         """A kit whose sealed value is another's gives no answer, here not even to the pharmacist who prepares [C3, D4]"""
