@@ -45,7 +45,7 @@ import pyotp
 from fastapi import FastAPI
 from httpx2 import Response
 from sqlalchemy import select
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from app.domain.entropy import Entropy
 from app.domain.words import SITE_ROLES, Mode, Role
@@ -224,19 +224,19 @@ class Caller:
         return expect(self.house.send("POST", "/v1/sessions", json=credentials), 201)
 
 
-_included: Final[list[BaseRoute]] = []
+_included: Final[dict[int, BaseRoute]] = {}
 
 
 def _share_routes(app: FastAPI) -> None:
-    """Have an application use the included routes of the first one, which are the same and worked out already.
+    """Have an application use what the first one worked out of each router that both include.
 
-    FastAPI works them out at an application's first request: a quarter of a second, for each of some thousand houses.
+    FastAPI works it out at an application's first request: a quarter of a second, for each of some thousand houses.
     """
-    if not _included:
-        _included.extend(app.router.routes)
-    app.router.routes[:] = [
-        own if isinstance(own, Route) else shared for own, shared in zip(app.router.routes, _included, strict=True)
-    ]
+    routes = app.router.routes
+    for place, route in enumerate(routes):
+        router = getattr(route, "original_router", None)
+        if router is not None:
+            routes[place] = _included.setdefault(id(router), route)
 
 
 class House:

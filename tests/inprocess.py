@@ -27,7 +27,8 @@ class _InProcess(httpx2.BaseTransport):
 
     async def _answer(self, request: httpx2.Request) -> httpx2.Response:
         response = await self._asgi.handle_async_request(request)
-        return httpx2.Response(response.status_code, headers=response.headers, content=await response.aread())
+        content = httpx2.ByteStream(await response.aread())
+        return httpx2.Response(response.status_code, headers=response.headers, stream=content)
 
 
 class InProcessClient(httpx2.Client):

@@ -38,7 +38,7 @@ from app.storage import commitments, schedules
 from app.storage.commitments import CommittedStratum
 from app.storage.schedules import NewSlot, NewStratum, ScheduleHead
 
-_SLOTS_AT_ONCE: Final = 65_536
+_SLOTS_AT_ONCE: Final = 16_384
 _DRAWN_AT_ONCE: Final = 4096
 _BASE: Final = len(ALPHABET)
 _BODIES: Final = _BASE ** (RANDOMIZATION_NUMBER_LENGTH - 1)

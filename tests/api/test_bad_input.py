@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, Final
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import pytest
 from httpx2 import Response
@@ -315,8 +315,8 @@ class TestSubjects:
         broken = {"subject_id": spelling, "reason_code": "overdose"}
         refused(house.send("POST", f"{S}/code-breaks", token=token, json=broken), 422, "invalid")
         response = study.investigator.get(f"{S}/subjects/{quote(spelling, safe='')}/allocation")
-        # A slash or a dot makes another path of it, at which there is nothing. (The test client decodes twice.)
-        refused(response, 404 if "/" in unquote(spelling) or spelling in {"", ".", ".."} else 422)
+        # A slash or a dot makes another path of it, at which there is nothing.
+        refused(response, 404 if "/" in spelling or spelling in {"", ".", ".."} else 422)
 
     @pytest.mark.parametrize("part", ["%00", "%ED%A0%80", "%FF", "%C0%AF", "%0A", "%F0%9F%98%80", "%25", "%7F"])
     def test_bytes_that_are_no_text_in_a_path_are_refused(self, house: House, study: RunningStudy, part: str) -> None:

@@ -39,7 +39,7 @@ CHECKS: Final = [
     response_schema_conformance,
     negative_data_rejection,
 ]
-WRITTEN_BY_REFUSALS: Final = frozenset({"log", "trail_entry", "trail_node", "trail_restricted"})
+WRITTEN_BY_REFUSALS: Final = frozenset({"log", "trail_entry", "trail_node", "trail_restricted", "sign_in_tries"})
 """A refusal writes its entry, and nothing else."""
 ARM_WORDS: Final = ("HUCMSC", "HUC-MSC", "CONTROL", "placebo")
 UNREACHABLE: Final = frozenset({500, 502, 504})

@@ -319,9 +319,9 @@ class TestTampering:
         tried = 0
         for context, token in zip(contexts, tokens, strict=True):
             assert ring.open(context, Sealed(token)) == PLAINTEXT
-            if context.place in (places[0], places[2], places[-1]):
+            if context.place == places[2]:
                 tried += sum(refuses(ring, other, token) for other in contexts if other != context)
-        assert tried > 20000
+        assert tried > 7000
 
     @pytest.mark.parametrize(
         "other",
