@@ -34,7 +34,7 @@ import hashlib
 import json as jsonlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Lock, RLock
@@ -125,6 +125,11 @@ class SeededEntropy:
         with self._lock:
             return dict(self._draws)
 
+    def go_on_from(self, drawn: Mapping[str, int]) -> None:
+        """Continue where another of the same seed stands."""
+        with self._lock:
+            self._draws = Counter(drawn)
+
     def draw(self, purpose: str, size: int) -> bytes:
         with self._lock:
             self._draws[purpose] += 1
@@ -155,6 +160,10 @@ class Caller:
     _token_ends: datetime = BEGINNING
     _last_step: int = -1
     _lock: RLock = field(default_factory=RLock)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Caller":
+        """The same person or machine at another house; a lock is nobody else's."""
+        return replace(self, house=memo[id(self.house)], grant_ids=[*self.grant_ids], _lock=RLock())
 
     def get(
         self, path: str, *, step_up: bool = False, headers: Mapping[str, str] | None = None, **query: Json
@@ -249,10 +258,19 @@ class House:
         self.list_entropy = list_entropy
         self.study_admins: dict[str, Caller] = {}
         self.admin = Caller(self)
-        self._people: Counter[str] = Counter()
-        self._open()
+        self.named: Counter[str] = Counter()
+        """How many people of each role were named."""
+        self.new_until: datetime | None = None
+        """What the clock says as long as nothing has happened; None for a house unlike all others."""
+        self.open()
 
-    def _open(self) -> None:
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has happened here since the first administrator took over."""
+        return self.clock.now == self.new_until
+
+    def open(self) -> None:
+        """Start the service on the files and the database that are there."""
         around = surroundings(self.settings, self.clock, self.entropy, self.list_entropy)
         self.app: FastAPI = create_app(self.settings, around)
         _share_routes(self.app)
@@ -268,7 +286,7 @@ class House:
         """Go on as a new process with the same database, key and sink, perhaps with other settings."""
         self.close()
         self.settings = self.settings.model_copy(update=overrides)
-        self._open()
+        self.open()
 
     def close(self) -> None:
         self.client.__exit__(None, None, None)
@@ -359,8 +377,8 @@ class House:
 
     def _name(self, role: Role | str | None) -> str:
         word = str(role or "person").replace("_", "-")
-        self._people[word] += 1
-        return f"{word}{self._people[word]}"
+        self.named[word] += 1
+        return f"{word}{self.named[word]}"
 
     # -- studies
 
@@ -404,6 +422,7 @@ class House:
 
 def house(url: str, tmp_path: Path, **overrides: Json) -> House:
     """Return a new deployment in test mode on a database that is migrated and empty."""
+    is_like_all_others = not overrides
     clock = overrides.pop("clock", None) or TickingClock()
     seed = overrides.pop("seed", "rest")
     entropy = overrides.pop("entropy", None) or SeededEntropy(seed)
@@ -428,4 +447,6 @@ def house(url: str, tmp_path: Path, **overrides: Json) -> House:
     password = people.register_first_admin(opened.deployment, "admin", "First Admin", "admin@example.org")
     opened.admin.username, opened.admin.password = "admin", password
     opened.take_over(opened.admin)
+    if is_like_all_others:
+        opened.new_until = clock.now
     return opened

@@ -15,6 +15,7 @@ from sqlalchemy import text
 from app.domain.words import Role
 from tests import harness
 from tests.harness import STUDY, STUDY_BODY, Caller, House, Json, expect
+from tests.memory import remembered
 
 S: Final = f"/v1/studies/{STUDY}"
 TREATMENTS: Final = {arm["arm_code"]: arm["treatment"] for arm in STUDY_BODY["arms"]}
@@ -80,6 +81,15 @@ def running_study(
     house: House, subjects: int = 2, kits_per_arm: int = 10, length: int = 12, **fields: Json
 ) -> RunningStudy:
     """Return a study that is open, with site 01 active and so many subjects ``01-0001``, ``01-0002`` ... allocated."""
+    key = ("running study", kits_per_arm, length, repr(fields))
+    running = remembered(house, key, lambda: _begun(house, kits_per_arm, length, **fields))
+    for number in range(1, subjects + 1):
+        running.allocate(f"01-{number:04}")
+    return running
+
+
+def _begun(house: House, kits_per_arm: int, length: int, **fields: Json) -> RunningStudy:
+    """Return a study that is open, with site 01 active and nobody allocated."""
     house.register_study(sites=("01", "02"), **fields)
     people = {
         role: house.person(role)
@@ -97,8 +107,6 @@ def running_study(
     running.kit_codes = consignment(running, "C1", kits_per_arm)
     expect(admin.post(f"{S}/sites/01/activation", step_up=True), 200)
     running.set_status("open")
-    for number in range(1, subjects + 1):
-        running.allocate(f"01-{number:04}")
     return running
 
 

@@ -19,6 +19,7 @@ from app.services.context import RequestContext
 from app.services.evidence import open_kit
 from app.storage import kits
 from tests.harness import STUDY, Caller, House, Json, expect
+from tests.memory import remembered
 
 S = f"/v1/studies/{STUDY}"
 ARMS = ("CONTROL", "HUCMSC")
@@ -167,6 +168,11 @@ class Trial:
 
 def trial(house: House, per_arm: int | Mapping[str, int] = 20, length: int = 40, **study: Json) -> Trial:
     """Return a study that is open, with an active list of ``length`` subjects, and site 01 active and stocked."""
+    key = ("trial", repr(per_arm), length, repr(study))
+    return remembered(house, key, lambda: _begun(house, per_arm, length, **study))
+
+
+def _begun(house: House, per_arm: int | Mapping[str, int], length: int, **study: Json) -> Trial:
     sites: tuple[str, ...] = study.pop("sites", ("01",))
     house.register_study(sites=sites, **study)
     running = Trial(

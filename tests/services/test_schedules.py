@@ -43,6 +43,7 @@ from app.storage import schedules as stored
 from app.storage.database import AlreadyThere
 from tests import harness
 from tests.harness import STUDY, House, SeededEntropy, expect
+from tests.memory import remembered
 from tests.running_study import S, running_study
 from tests.services.list_builders import CODE, ListOffice, context, slots_of, wanted
 
@@ -56,7 +57,7 @@ SEX = {
 @pytest.fixture
 def office(house: House) -> ListOffice:
     """An unstratified study with two arms, 1:1."""
-    return ListOffice(house)
+    return remembered(house, "list office", lambda: ListOffice(house))
 
 
 class CountedEntropy:
