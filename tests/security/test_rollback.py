@@ -139,7 +139,7 @@ class TestRollbackOfARunningTrial:
             if restarted:
                 house.close()
                 snapshot.put_back()
-                house._open()
+                house.open()
                 assert kinds(house) == {"smaller"}
             else:
                 snapshot.put_back()
@@ -203,12 +203,12 @@ class TestSuspicion:
         snapshot.put_back()
         # The sink of another machine: here nobody knows yet.
         sink.unlink()
-        house._open()
+        house.open()
         for code in ("03", "04", "05"):
             assert add_site(house, code) == 201
         house.close()
         shutil.copyfile(aside, sink)
-        house._open()
+        house.open()
         assert "forked" in kinds(house)
         assert house.study_admins[STUDY].get(f"{S}/trail/checkpoint").status_code == 503
 
@@ -222,7 +222,7 @@ class TestSuspicion:
         lines = json.dumps(foreign, ensure_ascii=False) + "\n" + json.dumps(last, ensure_ascii=False)[:80]
         with sink.open("a", encoding="utf-8") as file:
             file.write(lines)
-        house._open()
+        house.open()
         assert is_ready(house)
         keep_round(house)
         assert is_ready(house)
@@ -238,7 +238,7 @@ class TestSuspicion:
         add_site(house, "02")
         house.close()
         snapshot.put_back()
-        house._open()
+        house.open()
         assert kinds(house) == {"smaller"}
         logs = [{"origin": origin, "size": 10**6} for origin in house.deployment.checkpoints.suspicions]
         size = len(house.trail())
@@ -256,7 +256,7 @@ class TestSuspicion:
         keep_round(house)
         house.close()
         snapshot.put_back()
-        house._open()
+        house.open()
         assert house.study_admins[STUDY].post("/v1/studies", json=body).status_code == 503
         expect(house.admin.post("/v1/recovery-statements", json=STATEMENT, step_up=True), 201)
         expect(house.study_admins[STUDY].post("/v1/studies", json=body), 201)
@@ -271,7 +271,7 @@ class TestSuspicion:
         for segment in (2, 3):
             house.close()
             snapshot.put_back()
-            house._open()
+            house.open()
             expect(house.admin.post("/v1/recovery-statements", json=STATEMENT, step_up=True), 201)
             assert add_site(house, f"1{segment}") == 201
             assert segments(house) == [STUDY, f"{STUDY}~{segment}"]
