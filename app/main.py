@@ -31,7 +31,8 @@ from app.api.doors import BREAKING, Door, DoorRoute, context_of, deployment_of, 
 from app.api.edge import Edge
 from app.api.problems import field_of, of_error, of_http, of_validation, request_id_of
 from app.domain.entropy import Entropy
-from app.errors import KeyUnavailable, RevealUnavailable, SnoseError, Unavailable
+from app.domain.notes import NoteMalformed, parse_witness_key
+from app.errors import KeyUnavailable, RevealUnavailable, SnoseError, Unavailable, UnsafeSetting
 from app.sealing.providers import KeyFileProvider
 from app.services import audited
 from app.services.context import Clock, Limits, SystemEntropy, system_clock
@@ -40,6 +41,7 @@ from app.services.startup import Surroundings, unseal
 from app.settings import Settings
 from app.storage.database import Database
 from app.storage.sink import FileSink
+from app.storage.witness_client import WitnessClient
 
 DOORS: Final = (
     people.door,
@@ -75,7 +77,23 @@ def surroundings(
         clock=clock,
         list_entropy=list_entropy or SystemEntropy(),
         entropy=chance,
+        witness=_witness(settings),
     )
+
+
+def _witness(settings: Settings) -> tuple[WitnessClient, str] | None:
+    """Return the witness that the settings name; raise ``UnsafeSetting`` for what is half said or no key."""
+    if settings.witness_url is None and settings.witness_key is None:
+        return None
+    try:
+        key = parse_witness_key(settings.witness_key or "")
+    except NoteMalformed as error:
+        message = f"SNOSE_WITNESS_KEY is not the verification key of a witness: {error}."
+        raise UnsafeSetting(message) from None
+    if not (settings.witness_url or "").startswith(("http://", "https://")):
+        message = "SNOSE_WITNESS_URL is the address of the witness, http://host:port or https://host."
+        raise UnsafeSetting(message)
+    return WitnessClient(settings.witness_url or ""), key.text()
 
 
 def create_from_environment() -> FastAPI:

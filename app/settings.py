@@ -57,6 +57,10 @@ class Settings(BaseSettings):
         try:
             is_loopback = ip_address(self.host).is_loopback
         except ValueError:
+    witness_url: Annotated[
+        str | None, Field(description="address of a witness (`snose witness`) that cosigns the checkpoints")
+    ] = None
+    witness_key: Annotated[str | None, Field(description="its verification key, `name+hash+base64`")] = None
             is_loopback = self.host == "localhost"
         return None if is_loopback or self.behind_tls_proxy else self.host
 

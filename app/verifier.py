@@ -1,14 +1,15 @@
 """The offline verifier: one file that shares no code with the service and needs Python 3.11 and ``cryptography``.
 
-    python verifier.py trail EXPORT.jsonl [--sink FILE] [--key VKEY] [--checkpoint FILE] [--json]
-    python verifier.py package FINAL.zip [--sink FILE] [--key VKEY] [--checkpoint FILE] [--json]
+    python verifier.py trail EXPORT.jsonl [--sink FILE] [--key VKEY] [--witness VKEY] [--checkpoint FILE] [--json]
+    python verifier.py package FINAL.zip [--sink FILE] [--key VKEY] [--witness VKEY] [--checkpoint FILE] [--json]
 
 It names the first difference in plain words, and prints the newest size of each log that it vouches for. The
 exit status is 0 only when everything was verified. What it reads is written down in ``app/domain/evidence.md``.
 
 It cannot prove what lies above the newest checkpoint that somebody kept outside of the service, nor that an
 entry tells the truth. Without ``--key`` the keys come from the file itself: then it proves that the file is
-whole, and not who made it.
+whole, and not who made it. With ``--witness`` a checkpoint that this witness cosigned counts as one that was seen by
+somebody else: a history that was written anew with the log's own signing key is found out by it.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, TextIO, TypeVar
 
@@ -46,11 +47,15 @@ class Finding:
 
 @dataclass(slots=True)
 class Report:
-    """What was found. ``vouched`` is the newest verified size of each log; ``facts`` count what was checked."""
+    """What was found. ``vouched`` is the newest verified size of each log, ``witnessed`` the newest cosigned one.
+
+    ``facts`` count what was checked.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     vouched: dict[str, int] = field(default_factory=dict)
+    witnessed: dict[str, int] = field(default_factory=dict)
     facts: dict[str, int | str] = field(default_factory=dict)
 
     @property
@@ -211,12 +216,16 @@ def unbase64(text: str) -> bytes:
     return content
 
 
-def parse_key(vkey: str) -> tuple[str, bytes, bytes]:
-    """Return name, id and Ed25519 public key of ``name+hash+base64``; raises ``ValueError``."""
+_NOTE_KEY: Final = b"\x01"
+_WITNESS_KEY: Final = b"\x04"
+
+
+def parse_key(vkey: str, kind: bytes = _NOTE_KEY) -> tuple[str, bytes, bytes]:
+    """Return name, id and Ed25519 public key of ``name+hash+base64``; raises ``ValueError``, also for a key of another kind."""
     name, digest, encoded = vkey.split("+", 2)
     content = unbase64(encoded)
     key_id = hashlib.sha256(f"{name}\n".encode() + content).digest()[:_KEY_ID_SIZE]
-    if not name or content[:1] != b"\x01" or len(content) != 1 + _HASH_SIZE or key_id.hex() != digest:
+    if not name or content[:1] != kind or len(content) != 1 + _HASH_SIZE or key_id.hex() != digest:
         raise ValueError("it is not an Ed25519 verification key with its hash")
     return name, key_id, content[1:]
 
@@ -299,6 +308,57 @@ class Trust:
             return parse_checkpoint(text)
         except ValueError as error:
             raise Difference("malformed", f"{what} is signed, but {error}.") from None
+
+
+# -- witnesses (C2SP tlog-cosignature) ---------------------------------------------------------------------------------
+
+_COSIGNATURE: Final = struct.Struct(">Q64s")
+
+
+class Cosigned(NamedTuple):
+    """A checkpoint that a witness has cosigned: where it stands, by whom, and when."""
+
+    at: Checkpoint
+    place: str
+    witness: str
+    time: str
+
+
+class Witnesses:
+    """The witnesses whose word counts, because their keys were given from elsewhere."""
+
+    def __init__(self, vkeys: Sequence[str], report: Report) -> None:
+        self._keys: dict[tuple[str, bytes], Ed25519PublicKey] = {}
+        self.wanted = bool(vkeys)
+        for vkey in vkeys:
+            try:
+                name, key_id, public = parse_key(vkey, _WITNESS_KEY)
+            except ValueError as error:
+                report.add("malformed", f"The key {vkey!r} of a witness cannot be used: {error}.")
+                continue
+            self._keys[name, key_id] = Ed25519PublicKey.from_public_bytes(public)
+
+    def cosigned(self, note: str, place: str) -> list[Cosigned]:
+        """Return the cosignatures of a note by these witnesses; raises Difference for one that does not hold."""
+        try:
+            parsed = parse_note(note)
+        except ValueError:
+            # Whoever verifies the log's own signature says what is wrong.
+            return []
+        found = []
+        for name, key_id, signature in parsed.signatures:
+            key = self._keys.get((name, key_id))
+            if key is None:
+                continue
+            try:
+                seconds, signed = _COSIGNATURE.unpack(signature)
+                key.verify(signed, f"cosignature/v1\ntime {seconds}\n{parsed.text}".encode())
+                checkpoint, time = parse_checkpoint(parsed.text), datetime.fromtimestamp(seconds, UTC).isoformat()
+            except (struct.error, InvalidSignature, ValueError, OverflowError, OSError):
+                message = f"{place} does not carry the cosignature of the witness {name}: it was changed."
+                raise Difference("bad_cosignature", message) from None
+            found.append(Cosigned(checkpoint, place, name, time))
+        return found
 
 
 def _build_trust(given: Sequence[str], listed: Sequence[str], handovers: Sequence[str], report: Report) -> Trust:
@@ -632,9 +692,16 @@ class _TrailReader:
     """An export while it is read: its logs one after the other, and the evidence against which each is held."""
 
     def __init__(
-        self, report: Report, given: Sequence[str], evidence: Sequence[Evidence], watch: frozenset[str]
+        self,
+        report: Report,
+        given: Sequence[str],
+        evidence: Sequence[Evidence],
+        watch: frozenset[str],
+        witnesses: Witnesses,
     ) -> None:
         self.report = report
+        self.witnesses = witnesses
+        self.cosigned: dict[str, list[Cosigned]] = {}
         self.given = given
         self.evidence = list(evidence)
         self.watch = watch
@@ -698,7 +765,9 @@ class _TrailReader:
             message = f"The header tells of {size} entries, its checkpoint of {checkpoint.size}."
             self.report.add("size_mismatch", message, origin)
         self._weigh(origin, trust)
+        self._weigh_cosignatures(origin, note, f"The checkpoint of {origin}")
         wanted = {held.size for held, _ in self.held.get(origin, [])}
+        wanted |= {one.at.size for one in self.cosigned.get(origin, [])}
         self.log = _Log(origin, checkpoint, wanted, self.report)
 
     def _check_origin(self, origin: str, trust: Trust) -> None:
@@ -722,6 +791,7 @@ class _TrailReader:
             if origin not in {about, inner}:
                 kept.append(one)
                 continue
+            self._weigh_cosignatures(origin, note, one.place)
             try:
                 checkpoint = trust.checkpoint_of(note, one.place)
             except Difference as difference:
@@ -733,6 +803,15 @@ class _TrailReader:
                 self.report.add("sink_altered", message, origin)
             self.held.setdefault(checkpoint.origin, []).append((checkpoint, one.place))
         self.evidence = kept
+
+    def _weigh_cosignatures(self, origin: str, note: str, place: str) -> None:
+        try:
+            found = self.witnesses.cosigned(note, place)
+        except Difference as difference:
+            self.report.add(difference.kind, difference.message, origin)
+            return
+        for one in found:
+            self.cosigned.setdefault(one.at.origin, []).append(one)
 
     def _close(self) -> None:
         log = self.log
@@ -751,12 +830,35 @@ class _TrailReader:
                 f"{_range_of(log, held, matched)} were rewritten."
             )
             self.report.add("root_mismatch", message, log.origin, matched)
+        if self.witnesses.wanted:
+            self._compare_witnessed(log, agrees=agrees)
         self._compare(log, held, matched, agrees=agrees)
         vouched = [at.size for at, _ in held if at.size <= sound and log.roots.get(at.size) == at.root]
         if self.signed and agrees and size <= sound:
             vouched.append(size)
         self.report.vouched[log.origin] = max(vouched, default=0)
         self.log = None
+
+    def _compare_witnessed(self, log: _Log, *, agrees: bool) -> None:
+        """Hold the log against what the witnesses have seen: no key of the log helps against it."""
+        seen = sorted(self.cosigned.get(log.origin, []))
+        same = [one for one in seen if one.at.size <= log.count and log.roots[one.at.size] == one.at.root]
+        matched = max((one.at.size for one in same), default=0)
+        self.report.witnessed[log.origin] = min(matched, log.sound_until())
+        if not seen:
+            message = (
+                f"The witness's key was given, and nothing that was given with it about {log.origin} is cosigned by it."
+            )
+            self.report.add("not_witnessed", message, log.origin)
+        other = [one for one in seen if one.at.size <= log.count and log.roots[one.at.size] != one.at.root]
+        if other and agrees:
+            at, place, witness, time = other[0]
+            message = (
+                f"This history is not the one that the witness {witness} saw: at {time} it cosigned another root at size "
+                f"{at.size} ({place}). The first difference is in the entries {matched} to {at.size - 1}. The export is "
+                "signed with the log's own key all the same: whoever wrote it anew has that key."
+            )
+            self.report.add("witness_forked", message, log.origin, matched)
 
     def _compare(self, log: _Log, held: Sequence[tuple[Checkpoint, str]], matched: int, *, agrees: bool) -> None:
         """Hold the log against the evidence: nobody may have seen more of it, or anything else."""
@@ -827,6 +929,7 @@ def verify_trail(
     keys: Sequence[str] = (),
     sinks: Sequence[Path] = (),
     checkpoints: Sequence[Path] = (),
+    witnesses: Sequence[str] = (),
     advance: Advance = _silent,
 ) -> Report:
     """Return what is right and wrong with a trail export, held against keys, sinks and checkpoints kept elsewhere."""
@@ -840,6 +943,7 @@ def verify_trail(
             keys,
             _evidence(sinks, checkpoints, report),
             lambda done: advance("trail", done, total),
+            witnesses=Witnesses(witnesses, report),
         )
     return report
 
@@ -861,8 +965,10 @@ def _read_trail(
     evidence: Sequence[Evidence],
     tell: Callable[[int], None],
     watch: frozenset[str] = frozenset(),
+    *,
+    witnesses: Witnesses,
 ) -> _TrailReader:
-    reader = _TrailReader(report, keys, evidence, watch)
+    reader = _TrailReader(report, keys, evidence, watch, witnesses)
     try:
         reader.read(lines, tell)
     except Difference as difference:
@@ -1159,13 +1265,21 @@ class _Package:
             self.report.add("unknown_key", f"The package of {self.deployment} is signed by keys of another name.")
         return [*given] or listed[:1]
 
-    def check_trail(self, keys: Sequence[str], evidence: Sequence[Evidence], advance: Advance) -> None:
+    def check_trail(
+        self, keys: Sequence[str], evidence: Sequence[Evidence], witnesses: Witnesses, advance: Advance
+    ) -> None:
         """Verify the trail of the study."""
         try:
             total = self.archive.getinfo("trail.jsonl").file_size
             with self.archive.open("trail.jsonl") as file:
                 reader = _read_trail(
-                    self.report, file, keys, evidence, lambda done: advance("trail", done, total), _WATCHED
+                    self.report,
+                    file,
+                    keys,
+                    evidence,
+                    lambda done: advance("trail", done, total),
+                    _WATCHED,
+                    witnesses=witnesses,
                 )
         except KeyError:
             raise Difference("file_missing", "The package lacks trail.jsonl.") from None
@@ -1558,6 +1672,7 @@ def verify_package(
     keys: Sequence[str] = (),
     sinks: Sequence[Path] = (),
     checkpoints: Sequence[Path] = (),
+    witnesses: Sequence[str] = (),
     advance: Advance = _silent,
 ) -> Report:
     """Return what is right and wrong with a final package: files, trail, lists, kit maps, and the join of all of them."""
@@ -1574,7 +1689,8 @@ def verify_package(
         counted = package.check_keys(keys)
         package.check(package.check_signature)
         evidence = _evidence(sinks, checkpoints, report)
-        package.check(lambda: package.check_trail(counted, evidence, advance))
+        known = Witnesses(witnesses, report)
+        package.check(lambda: package.check_trail(counted, evidence, known, advance))
         for part in (
             package.check_schedules,
             package.check_kits,
@@ -1625,6 +1741,8 @@ def _print_report(report: Report, out: IO[str]) -> None:
         out.write(f"{name.replace('_', ' ')}: {value}\n")
     for origin, size in report.vouched.items():
         out.write(f"{origin}: vouched for up to size {size}\n")
+    for origin, size in report.witnessed.items():
+        out.write(f"{origin}: cosigned by a witness up to size {size}\n")
     for number, finding in enumerate(report.findings):
         out.write(f"{'first difference' if number == 0 else 'also'} [{finding.kind}]: {finding.message}\n")
     out.write("VERIFIED\n" if report.ok else "NOT VERIFIED\n")
@@ -1637,6 +1755,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sink", type=Path, action="append", default=[], help="a file of checkpoints kept elsewhere")
     parser.add_argument(
         "--key", action="append", default=[], help="a verification key known from elsewhere: name+hash+base64"
+    )
+    parser.add_argument(
+        "--witness", action="append", default=[], help="the verification key of a witness, known from elsewhere"
     )
     parser.add_argument(
         "--checkpoint",
@@ -1661,6 +1782,7 @@ def main(arguments: Sequence[str] | None = None, out: IO[str] | None = None) -> 
             keys=chosen.key,
             sinks=chosen.sink,
             checkpoints=chosen.checkpoint,
+            witnesses=chosen.witness,
             advance=progress.advance,
         )
     except (OSError, UnicodeDecodeError) as error:

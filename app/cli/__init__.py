@@ -11,6 +11,7 @@ import typer
 from pydantic import ValidationError
 
 from app.cli import demo as demo_command
+from app.cli import witness as witness_command
 from app.cli.serving import serve as serve_until_stopped
 from app.domain.words import Mode
 from app.errors import SnoseError
@@ -29,6 +30,8 @@ command = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+command.add_typer(witness_command.command, name="witness")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout.")]
 

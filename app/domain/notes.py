@@ -1,6 +1,6 @@
 """Notes and checkpoints: the texts that are signed, and how text and signatures travel together.
 
-Sources: C2SP signed-note and tlog-checkpoint. Signing and verifying is the work of the keeper of the secrets;
+Sources: C2SP signed-note, tlog-checkpoint and tlog-cosignature. Signing and verifying is the work of the keeper of the secrets;
 here are bytes only. The texts of commitments, handovers and packages begin with a context line each, so that no
 signature serves for another purpose.
 """
@@ -15,6 +15,8 @@ from typing import Final, NamedTuple
 
 ED25519: Final = b"\x01"
 """The signature type of a plain Ed25519 key in a signed note."""
+COSIGNATURE: Final = b"\x04"
+"""The signature type of a witness's key: an Ed25519 signature with the time at which it was given."""
 
 KEY_ID_SIZE: Final = 4
 _HASH_SIZE: Final = 32
@@ -48,13 +50,25 @@ class Checkpoint:
 def parse_checkpoint(text: str) -> Checkpoint:
     """Return the checkpoint whose ``text()`` this is; raises NoteMalformed, also for extension lines."""
     match text.split("\n"):
-        case [origin, size, root, ""] if origin and _SIZE.fullmatch(size):
-            checkpoint = Checkpoint(origin, int(size), _unbase64(root))
+        case [origin, size, root, ""] if origin:
+            checkpoint = Checkpoint(origin, parse_size(size), unbase64(root))
         case _:
             raise NoteMalformed("a checkpoint has three lines: origin, size and root")
     if len(checkpoint.root) != _HASH_SIZE:
         raise NoteMalformed("the root of a checkpoint has 32 bytes")
     return checkpoint
+
+
+def parse_size(text: str) -> int:
+    """Return the size of a log from its one spelling; raises NoteMalformed."""
+    if not _SIZE.fullmatch(text):
+        raise NoteMalformed("the size of a log is a whole number without leading zeros")
+    return int(text)
+
+
+def cosigned_text(text: str, seconds: int) -> str:
+    """Return what a witness signs of a checkpoint's text at a time in POSIX seconds (C2SP tlog-cosignature, ``cosignature/v1``)."""
+    return f"cosignature/v1\ntime {seconds}\n{text}"
 
 
 # -- signed notes ------------------------------------------------------------------------------------------------------
@@ -90,13 +104,17 @@ def join_note(text: str, signatures: Sequence[NoteSignature]) -> str:
     note_text_to_sign(text)
     if not signatures:
         raise NoteMalformed("a signed note carries at least one signature")
+    return f"{text}\n{signature_lines(signatures)}"
+
+
+def signature_lines(signatures: Sequence[NoteSignature]) -> str:
+    """Return the signature lines without their text, as a witness answers them; raises NoteMalformed for a bad name."""
     for signature in signatures:
         _check_name(signature.name)
-    lines = [
+    return "".join(
         f"{_SIGNATURE_MARK}{name} {base64.b64encode(key_id + signature).decode()}\n"
         for name, key_id, signature in signatures
-    ]
-    return f"{text}\n{''.join(lines)}"
+    )
 
 
 def split_note(note: str) -> SignedNote:
@@ -106,7 +124,14 @@ def split_note(note: str) -> SignedNote:
         raise NoteMalformed("a signed note has a blank line between text and signatures, and ends with a line feed")
     text = head + "\n"
     note_text_to_sign(text)
-    return SignedNote(text, tuple(_parse_signature(line) for line in tail[:-1].split("\n")))
+    return SignedNote(text, parse_signatures(tail))
+
+
+def parse_signatures(lines: str) -> tuple[NoteSignature, ...]:
+    """Return the signatures of lines that stand without their text, as a witness answers them; raises NoteMalformed."""
+    if not lines.endswith("\n"):
+        raise NoteMalformed("each signature line ends with a line feed")
+    return tuple(_parse_signature(line) for line in lines[:-1].split("\n"))
 
 
 def _parse_signature(line: str) -> NoteSignature:
@@ -114,7 +139,7 @@ def _parse_signature(line: str) -> NoteSignature:
     if not line.startswith(_SIGNATURE_MARK) or not space:
         raise NoteMalformed("a signature line is a dash, the name of the key and the signature")
     _check_name(name)
-    signed = _unbase64(encoded)
+    signed = unbase64(encoded)
     if len(signed) <= KEY_ID_SIZE:
         raise NoteMalformed("a signature line holds a key id and a signature")
     return NoteSignature(name, signed[:KEY_ID_SIZE], signed[KEY_ID_SIZE:])
@@ -124,39 +149,49 @@ def _parse_signature(line: str) -> NoteSignature:
 
 
 class VerificationKey(NamedTuple):
-    """A named Ed25519 public key."""
+    """A named Ed25519 public key, and what it signs: notes, or as a witness their checkpoints."""
 
     name: str
     public_key: bytes
+    kind: bytes = ED25519
 
     @property
     def key_id(self) -> bytes:
         """The four bytes by which signature lines name the key."""
-        return key_id(self.name, self.public_key)
+        return key_id(self.name, self.public_key, self.kind)
 
     def text(self) -> str:
         """Return the form in which people hand the key on: ``name+hash+base64``."""
-        encoded = base64.b64encode(ED25519 + self.public_key).decode()
+        encoded = base64.b64encode(self.kind + self.public_key).decode()
         return f"{self.name}+{self.key_id.hex()}+{encoded}"
 
 
-def key_id(name: str, public_key: bytes) -> bytes:
-    """Return the id of an Ed25519 key in notes: the first 4 bytes of SHA-256(name ‖ 0x0A ‖ 0x01 ‖ public key)."""
-    return hashlib.sha256(name.encode() + b"\n" + ED25519 + public_key).digest()[:KEY_ID_SIZE]
+def key_id(name: str, public_key: bytes, kind: bytes = ED25519) -> bytes:
+    """Return the id of an Ed25519 key in notes: the first 4 bytes of SHA-256(name ‖ 0x0A ‖ kind ‖ public key)."""
+    return hashlib.sha256(name.encode() + b"\n" + kind + public_key).digest()[:KEY_ID_SIZE]
 
 
 def parse_verification_key(text: str) -> VerificationKey:
     """Return the key that ``name+hash+base64`` tells; raises NoteMalformed, also when the hash is not the key's."""
+    return _parse_key(text, ED25519)
+
+
+def parse_witness_key(text: str) -> VerificationKey:
+    """Return the key by which a witness cosigns, told in the same form; raises NoteMalformed, also for a key of another kind."""
+    return _parse_key(text, COSIGNATURE)
+
+
+def _parse_key(text: str, kind: bytes) -> VerificationKey:
     # Base64 may hold a plus sign, a name and a hash may not: split from the left.
     match text.split("+", 2):
         case [name, digest, encoded]:
             _check_name(name)
-            content = _unbase64(encoded)
+            content = unbase64(encoded)
         case _:
             raise NoteMalformed("a verification key has three parts: name+hash+base64")
-    key = VerificationKey(name, content[1:])
-    if content[:1] != ED25519 or len(key.public_key) != _PUBLIC_KEY_SIZE:
-        raise NoteMalformed("the key is not an Ed25519 verification key")
+    key = VerificationKey(name, content[1:], kind)
+    if content[:1] != kind or len(key.public_key) != _PUBLIC_KEY_SIZE:
+        raise NoteMalformed("the key is not an Ed25519 verification key of this use")
     if key.key_id.hex() != digest:
         raise NoteMalformed("the hash in the verification key is not that of its name and key")
     return key
@@ -167,7 +202,7 @@ def _check_name(name: str) -> None:
         raise NoteMalformed("the name of a key is not empty and has neither space nor plus sign")
 
 
-def _unbase64(encoded: str) -> bytes:
+def unbase64(encoded: str) -> bytes:
     """Return the decoded bytes of the one spelling that base64 gives them; raises NoteMalformed."""
     try:
         decoded = base64.b64decode(encoded, validate=True)

@@ -3,17 +3,18 @@
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from threading import Lock
+from threading import Event, Lock
 from typing import Final
 
 from app.domain.encoding import encode
 from app.domain.merkle import Frontier, check_inclusion, inclusion_nodes, inclusion_proof, leaf_hash
 from app.domain.notes import Checkpoint
 from app.errors import AuditUnavailable, IntegrityBroken, RollbackSuspected, TrailForked
+from app.sealing.notes import verify_note
 from app.sealing.ring import KeyRing
-from app.sealing.signing import SigningKeys, verify_note
+from app.sealing.signing import SigningKeys
 from app.storage import trail
 from app.storage.database import Database, Transaction
 from app.storage.sink import FileSink, SunkCheckpoint
@@ -46,6 +47,10 @@ class Suspicion:
     held_size: int
     kind: str
     """``smaller``, ``forked`` or ``altered``."""
+
+
+def _size_in(held: Mapping[str, SunkCheckpoint], origin: str) -> int:
+    return held[origin].size if origin in held else -1
 
 
 def log_name(origin: str) -> str:
@@ -119,6 +124,11 @@ class CheckpointKeeper:
         self._lock = Lock()
         self._failing_since: datetime | None = None
         self._seen: dict[str, LogState] = {}
+        self._latest: dict[str, SunkCheckpoint] = {}
+        self.published: Final = Event()
+        """Set whenever a checkpoint went into the sink: a witness may want it."""
+        self.witnessed: Mapping[str, Checkpoint] = {}
+        """By origin: the largest checkpoint that the witness has cosigned, as far as this process knows."""
         self.suspicions: Mapping[str, Suspicion] = {}
         """By origin: the logs that are older than, or other than, what is known of them, until a recovery statement."""
 
@@ -152,8 +162,9 @@ class CheckpointKeeper:
         return held
 
     def highest_segment(self, name: str) -> int:
-        """Return the number of the last segment of a log that the sink knows; 0 when it knows none."""
-        return max((segment_number(origin) for origin in self.held() if log_name(origin) == name), default=0)
+        """Return the number of the last segment of a log that the sink or the witness knows; 0 when they know none."""
+        known = {*self.held(), *self.witnessed}
+        return max((segment_number(origin) for origin in known if log_name(origin) == name), default=0)
 
     def publish(self, state: LogState, at: datetime) -> None:
         """Return once the checkpoint of a committed state is in the sink; raise ``AuditUnavailable`` when it is not."""
@@ -172,6 +183,8 @@ class CheckpointKeeper:
             raise
         with self._lock:
             self._failing_since = None
+            self._latest[state.origin] = checkpoint
+        self.published.set()
 
     @property
     def is_failing(self) -> bool:
@@ -210,6 +223,31 @@ class CheckpointKeeper:
                 seen = [state for state in self._seen.values() if state.origin not in self.suspicions]
             for state in seen[:1]:
                 self.publish(state, at)
+
+    # -- the witness ---------------------------------------------------------------------------------------------------
+
+    def latest(self) -> Mapping[str, SunkCheckpoint]:
+        """Return, by origin, the newest checkpoint of the sink, as far as this process wrote it or looked."""
+        with self._lock:
+            return dict(self._latest)
+
+    def look(self) -> None:
+        """Take up what the sink holds of earlier and of other processes."""
+        held = self.held()
+        with self._lock:
+            newer = {one.origin: one for one in self._latest.values() if one.size > _size_in(held, one.origin)}
+            self._latest = {**held, **newer}
+
+    def keep_cosigned(self, checkpoint: SunkCheckpoint, note: str) -> None:
+        """Write a checkpoint with its cosignature beside the one without; raise ``AuditUnavailable`` when it cannot be."""
+        self._sink.append(replace(checkpoint, note=note))
+
+    def learn(self, checkpoint: Checkpoint) -> None:
+        """Remember what the witness has cosigned: the log must go on from it, whatever the sink holds."""
+        with self._lock:
+            known = self.witnessed.get(checkpoint.origin)
+            if known is None or known.size < checkpoint.size:
+                self.witnessed = {**self.witnessed, checkpoint.origin: checkpoint}
 
     # -- what does not continue ----------------------------------------------------------------------------------------
 
@@ -281,10 +319,13 @@ class CheckpointKeeper:
             self.suspicions = {**self.suspicions, suspicion.origin: suspicion}
 
     def _known(self) -> dict[str, list[tuple[int, bytes]]]:
-        """Return, by origin, the sizes and roots that a log must have: of the sink, and of this process' own memory."""
+        """Return, by origin, the sizes and roots that a log must have: of the sinks, and of this process' own memory."""
         known = {origin: [(held.size, base64.b64decode(held.root))] for origin, held in self.held().items()}
         with self._lock:
             seen = list(self._seen.values())
+            cosigned = list(self.witnessed.values())
+        for one in cosigned:
+            known.setdefault(one.origin, []).append((one.size, one.root))
         for state in seen:
             known.setdefault(state.origin, []).append((state.frontier.size, state.frontier.root()))
         # The largest last: it is the one that a suspicion names.

@@ -14,8 +14,9 @@ from app.domain.schedules import Specification
 from app.domain.sealed import Column, SealContext
 from app.domain.words import Arm
 from app.errors import IntegrityBroken
+from app.sealing.notes import verify_note
 from app.sealing.ring import KeyRing
-from app.sealing.signing import SigningKeys, verify_note
+from app.sealing.signing import SigningKeys
 from app.storage import commitments
 from app.storage.database import Transaction
 from app.storage.studies import StudyHead

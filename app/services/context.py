@@ -16,6 +16,7 @@ from app.sealing.signing import SigningKeys
 from app.services.checkpoints import CheckpointKeeper
 from app.services.commitments import CommitmentKeeper
 from app.services.noise import NoiseMeter
+from app.services.witnessing import WitnessKeeper
 from app.storage.database import Database
 
 Clock = Callable[[], datetime]
@@ -66,6 +67,8 @@ class Deployment:
     limits: Limits
     factors: dict[UUID, tuple[Factor, ...]] = field(default_factory=dict)
     """Stratification factors by study, as they were read; they never change."""
+    witness: WitnessKeeper | None = None
+    """Who keeps the logs before a witness, where the settings name one."""
 
     def new_id(self) -> UUID:
         """Return a random row id (UUIDv4): it tells neither order nor time (rule B3)."""

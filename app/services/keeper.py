@@ -1,4 +1,4 @@
-"""What the service does by itself, under its own name: checkpoints every interval, comparison with the sink, counted noise."""
+"""What the service does by itself, under its own name: checkpoints every interval, comparison with the sinks, counted noise."""
 
 import base64
 from threading import Event, Thread
@@ -11,9 +11,12 @@ from app.services.aside import put_aside_broken
 from app.services.audited import enter_by_service
 from app.services.checkpoints import INTERVAL
 from app.services.context import Deployment
+from app.services.witnessing import WitnessKeeper, wait_for_work
 from app.storage.database import AlreadyThere, CommitUncertain, TryAgain
 
 _log: Final = structlog.get_logger("snose.keeper")
+_PASSING: Final = (SnoseError, TryAgain, AlreadyThere, CommitUncertain)
+"""What the next round may not meet again."""
 
 
 class Keeper:
@@ -24,20 +27,50 @@ class Keeper:
         self._deployment = deployment
         self._stopped = Event()
         self._thread = Thread(target=self._run, name="keeper", daemon=True)
+        # Apart: a witness that takes its time must not delay the file sink (rule D4).
+        self._witness_thread = Thread(target=self._run_witness, name="witness", daemon=True)
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
+        self._witness_thread.start()
 
     def stop(self) -> None:
-        """End, with a last round, so that a graceful stop leaves everything under a checkpoint."""
+        """End, with a last round, so that a graceful stop leaves everything under a checkpoint, and that before the witness."""
         self._stopped.set()
+        self._deployment.checkpoints.published.set()
         self._thread.join()
+        self._witness_thread.join()
         self.round()
+        self.witness_round()
 
     def _run(self) -> None:
         while not self._stopped.wait(INTERVAL.total_seconds()):
             self.round()
+
+    def _run_witness(self) -> None:
+        while self._deployment.witness is not None and wait_for_work(self._deployment.checkpoints, self._stopped):
+            self.witness_round()
+
+    def witness_round(self) -> None:
+        """Send the witness what it has not cosigned, and enter when it begins to miss or is back (rule D4)."""
+        witness = self._deployment.witness
+        if witness is None:
+            return
+        try:
+            with witness.turn:
+                witness.round()
+                if witness.trouble != witness.told:
+                    self._enter_witness(witness)
+                    witness.told = witness.trouble
+        except _PASSING as error:
+            _log.warning("round failed", step="witness", kind=type(error).__name__)
+
+    def _enter_witness(self, witness: WitnessKeeper) -> None:
+        after = {"witness": witness.witness, "trouble": witness.trouble}
+        if witness.trouble is not None:
+            _log.error("not witnessed", **after)
+        enter_by_service(self._deployment, "checkpoint:witness", after=after)
 
     def round(self) -> None:
         """Do once what is done every interval; a failure is logged and told by /readyz, and the next round tries again.
@@ -47,7 +80,7 @@ class Keeper:
         for step in (self._compare, self._put_aside, self._enter_noise, self._publish):
             try:
                 step()
-            except (SnoseError, TryAgain, AlreadyThere, CommitUncertain) as error:
+            except _PASSING as error:
                 _log.warning("round failed", step=step.__name__.lstrip("_"), kind=type(error).__name__)
 
     def _compare(self) -> None:

@@ -17,10 +17,12 @@ from app.services.checkpoints import CheckpointKeeper
 from app.services.commitments import CommitmentKeeper
 from app.services.context import Clock, Deployment, Limits, SystemEntropy, system_clock
 from app.services.noise import NoiseMeter
+from app.services.witnessing import WitnessKeeper
 from app.storage import keys, migrate, studies
 from app.storage.database import Database
 from app.storage.keys import DeploymentRecord, SigningKeyRecord
 from app.storage.sink import FileSink
+from app.storage.witness_client import WitnessClient
 
 _log: Final = structlog.get_logger("snose.startup")
 
@@ -36,6 +38,8 @@ class Surroundings:
     clock: Clock = system_clock
     list_entropy: Entropy = field(default_factory=SystemEntropy)
     entropy: Entropy = field(default_factory=SystemEntropy)
+    witness: tuple[WitnessClient, str] | None = None
+    """The witness of the logs, and its verification key."""
 
 
 def create_deployment(around: Surroundings, mode: Mode, *, is_demo: bool = False) -> DeploymentRecord:
@@ -118,6 +122,10 @@ def unseal(around: Surroundings, mode: Mode) -> Deployment:
         ring=ring,
         signing=signing,
         passwords=Passwords(mode, around.entropy),
+    witness = None
+    if around.witness is not None:
+        witness = WitnessKeeper(*around.witness, key_name(record), checkpoints, around.database, around.clock)
+        witness.ask_at_start()
         clock=around.clock,
         list_entropy=around.list_entropy,
         entropy=around.entropy,
@@ -126,3 +134,4 @@ def unseal(around: Surroundings, mode: Mode) -> Deployment:
         noise=NoiseMeter(),
         limits=around.limits,
     )
+        witness=witness,

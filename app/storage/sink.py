@@ -80,7 +80,7 @@ class FileSink:
         try:
             with self.path.open("rb") as file:
                 for line in file:
-                    checkpoint = _parse(line)
+                    checkpoint = parse_line(line)
                     if checkpoint is not None:
                         yield checkpoint
         except FileNotFoundError:
@@ -89,16 +89,17 @@ class FileSink:
             raise AuditUnavailable from None
 
     def highest(self) -> dict[str, SunkCheckpoint]:
-        """Return the largest checkpoint of each log, by origin."""
+        """Return the largest checkpoint of each log, by origin; of equal ones the last, which a witness has cosigned."""
         found: dict[str, SunkCheckpoint] = {}
         for checkpoint in self.checkpoints():
             known = found.get(checkpoint.origin)
-            if known is None or checkpoint.size > known.size:
+            if known is None or checkpoint.size >= known.size:
                 found[checkpoint.origin] = checkpoint
         return found
 
 
-def _parse(line: bytes) -> SunkCheckpoint | None:
+def parse_line(line: bytes) -> SunkCheckpoint | None:
+    """Return the checkpoint of a line, or None when it is none."""
     try:
         value = json.loads(line)
         return SunkCheckpoint(

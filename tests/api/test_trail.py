@@ -14,7 +14,7 @@ from sqlalchemy import delete, select, update
 from app.domain.merkle import Frontier, check_consistency, check_inclusion, tree_root
 from app.domain.notes import parse_checkpoint
 from app.domain.words import Action, StudyCode
-from app.sealing.signing import verify_note
+from app.sealing.notes import verify_note
 from app.services import exports
 from app.services.checkpoints import LogState
 from app.storage import tables

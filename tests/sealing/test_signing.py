@@ -10,7 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from app.domain.notes import NoteMalformed, VerificationKey
 from app.errors import IntegrityBroken, KeyUnavailable, SealBroken
-from app.sealing.signing import SigningKeys, verify_handover, verify_note, verify_signature
+from app.sealing.notes import verify_handover, verify_note, verify_signature
+from app.sealing.signing import SigningKeys
 from tests.sealing.builders import ring_of, secret_of
 
 NAME = "snose/7d0c4f0e"

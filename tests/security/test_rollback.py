@@ -19,12 +19,14 @@ from sqlalchemy import insert, update
 from app.domain.encoding import canonical_json
 from app.domain.merkle import leaf_hash
 from app.domain.words import Action
+from app.services.checkpoints import INTERVAL
 from app.services.keeper import Keeper
 from app.storage import tables
 from tests import harness, supply
 from tests.databases import Postgres
 from tests.harness import STUDY, House, expect
 from tests.supply import S, Trial
+from tests.witnesses import WitnessAtWork, new_folder
 
 BREAK = {"reason_code": "serious_adverse_event"}
 STATEMENT = {"statement": "The backup of 08:00 was restored after a disk failure; the EDC system was compared."}
@@ -341,3 +343,79 @@ def plant_statement(house: House, index: int, logs: list[dict[str, Any]]) -> Non
                 "lookup_mac": bytes(32),
             },
         )
+
+
+class TestRollbackWithItsSink:
+    """Whoever restores the database restores the file beside it too; the witness has seen both. [INT-07, T25]"""
+
+    @pytest.fixture
+    def witness(self, house: House, tmp_path: Path) -> Iterator[WitnessAtWork]:
+        vkey = new_folder(tmp_path / "witness")
+        with WitnessAtWork(tmp_path / "witness", house.deployment.signing.vkeys()) as working:
+            house.restart(witness_url=working.url, witness_key=vkey)
+            yield working
+            house.restart(witness_url=None, witness_key=None)
+
+    @pytest.mark.parametrize("restarted", [True, False])
+    def test_is_found_by_the_witness(
+        self, house: House, snapshot: Snapshot, witness: WitnessAtWork, restarted: bool
+    ) -> None:
+        """Found at the start, or an interval later; shut until a statement, which the witness does not undo."""
+        sink, aside = house.settings.checkpoint_file, house.settings.checkpoint_file.with_suffix(".aside")
+        house.admin.elevated_token()
+        keep_round(house)
+        snapshot.take()
+        shutil.copyfile(sink, aside)
+        assert add_site(house, "02") == 201
+        send_round(house)
+        if restarted:
+            house.close()
+        snapshot.put_back()
+        shutil.copyfile(aside, sink)
+        if restarted:
+            house.open()
+        else:
+            # This process remembers by itself; what is shown here is what a witness tells.
+            house.deployment.checkpoints._seen.clear()
+            send_round(house)
+        assert kinds(house) == {"smaller"}
+        assert not is_ready(house)
+        assert add_site(house, "03") == 503
+        expect(house.admin.post("/v1/recovery-statements", json=STATEMENT, step_up=True), 201)
+        assert add_site(house, "03") == 201
+        assert segments(house) == [STUDY, f"{STUDY}~2"]
+        send_round(house)
+        assert kinds(house) == set()
+        held = {one.origin: one.size for one in witness.state.list_of("")}
+        assert any(origin.endswith("~2") for origin in held)
+        assert is_ready(house)
+        house.restart()
+        assert is_ready(house)
+
+    def test_goes_on_while_the_witness_is_away(self, house: House, snapshot: Snapshot, witness: WitnessAtWork) -> None:
+        """An absent witness stops no start (rule D4); it is found as soon as it is back."""
+        sink, aside = house.settings.checkpoint_file, house.settings.checkpoint_file.with_suffix(".aside")
+        keep_round(house)
+        snapshot.take()
+        shutil.copyfile(sink, aside)
+        assert add_site(house, "02") == 201
+        send_round(house)
+        house.close()
+        witness.stop()
+        snapshot.put_back()
+        shutil.copyfile(aside, sink)
+        house.open()
+        assert kinds(house) == set()
+        assert add_site(house, "03") == 201
+        witness.start()
+        send_round(house)
+        assert kinds(house) & {"smaller", "forked"}
+        assert add_site(house, "04") == 503
+
+
+def send_round(house: House) -> None:
+    """Have checkpoints written and sent, and the witness asked, an interval later."""
+    house.clock.advance(INTERVAL)
+    keeper = Keeper(house.deployment)
+    keeper.round()
+    keeper.witness_round()

@@ -16,9 +16,10 @@ import pytest
 
 from app.domain.encoding import canonical_json
 from app.domain.merkle import leaf_hash, tree_root
-from app.domain.notes import final_package_text, list_commitment_text
+from app.domain.notes import final_package_text, join_note, list_commitment_text, split_note
 from app.domain.schedules import Fill, Specification, generate_stratum
 from app.domain.words import SiteCode
+from app.sealing.cosigning import Cosigner
 from app.verifier import (
     Progress,
     Report,
@@ -53,6 +54,8 @@ from tests.security.evidence_builders import (
 )
 
 VERIFIER: Final = Path(__file__).parents[2] / "app" / "verifier.py"
+WITNESS: Final = Cosigner("witness.example.org/w1", bytes(32))
+OTHER_WITNESS: Final = Cosigner("witness.example.org/w1", bytes([1]) * 32)
 COUNT: Final = 23
 HELD: Final = (5, 12, 19)
 """Sizes of the checkpoints that the sink holds of the honest log."""
@@ -70,6 +73,7 @@ class Tampered:
     kinds: set[str]
     index: int | None = None
     keys: tuple[str, ...] = (SIGNER.vkey,)
+    witnesses: tuple[str, ...] = ()
 
 
 def honest() -> Trail:
@@ -78,6 +82,15 @@ def honest() -> Trail:
 
 def sink_of(trail: Trail) -> list[dict[str, Any]]:
     return [sink_line(trail, size) for size in HELD]
+
+
+def cosigned_line(
+    trail: Trail, size: int, signer: Signer = SIGNER, by: Cosigner = WITNESS, **changes: object
+) -> dict[str, Any]:
+    """A line of the sink, or of the witness's own record: the checkpoint with the log's signature and the witness's."""
+    row = sink_line(trail, size, signer)
+    text, signatures = split_note(row["note"])
+    return row | {"note": join_note(text, [*signatures, by.cosign(text, 1_795_338_843)])} | changes
 
 
 def edited(body: bytes, chance: random.Random) -> bytes:
@@ -174,9 +187,14 @@ def other_key(trail: Trail, chance: random.Random) -> Tampered:
 
 
 def stolen_key(trail: Trail, chance: random.Random) -> Tampered:
-    index, sink = chance.randrange(HELD[-1]), sink_of(trail)
+    """Whoever has database, sink and signing key writes all three anew; the witness has seen the honest log."""
+    index = chance.randrange(HELD[-1])
+    size = chance.choice([held for held in HELD if held > index])
+    seen = [cosigned_line(trail, held) for held in HELD if held <= size]
     trail.bodies[index] = edited(trail.bodies[index], chance)
-    return Tampered(trail.sign(), sink, {"forked"}, max((size for size in HELD if size <= index), default=0))
+    trail.sign()
+    matched = max((held for held in HELD if held <= index), default=0)
+    return Tampered(trail, [*sink_of(trail), *seen], {"witness_forked"}, matched, witnesses=(WITNESS.vkey,))
 
 
 def delete_above_the_sink(trail: Trail, chance: random.Random) -> Tampered:
@@ -238,20 +256,45 @@ def verified(tmp_path: Path, tampered: Tampered) -> Report:
     else:
         path.write_bytes(tampered.trail)
     sink = write_sink(tmp_path / "sink.jsonl", tampered.sink)
-    return verify_trail(path, keys=tampered.keys, sinks=[sink])
+    return verify_trail(path, keys=tampered.keys, sinks=[sink], witnesses=tampered.witnesses)
+
+
+def check_each(operator: Callable[[Trail, random.Random], Tampered], tmp_path: Path, times: int) -> None:
+    for number in range(times):
+        tampered = operator(honest(), random.Random(f"{operator.__name__} {number}"))
+        report = verified(tmp_path, tampered)
+        assert report.first is not None, number
+        assert report.first.kind in tampered.kinds, (number, report.first)
+        if tampered.index is not None:
+            assert report.first.index == tampered.index, (number, report.first)
+
+
+def check_untouched(tmp_path: Path, times: int) -> None:
+    for number in range(times):
+        chance = random.Random(number)
+        size = chance.randrange(60)
+        trail = trail_of(entry(index, after={"b": [1, "x", None], "é": {"a": -5}}) for index in range(size))
+        sink = [sink_line(trail, chance.randint(0, size)) for _ in range(3)]
+        seen = cosigned_line(trail, chance.randint(0, size))
+        report = verified(tmp_path, Tampered(trail, [*sink, seen], set(), witnesses=(WITNESS.vkey,)))
+        assert report.findings == []
+        assert report.vouched == {ORIGIN: size}
+        assert report.witnessed == {ORIGIN: seen["size"]}
+        assert report.facts == {"entries": size, "checkpoints_held": 4, "checkpoints_of_other_logs": 0}
 
 
 class TestTamperedTrails:
     @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.__name__)
     def test_found_and_named(self, operator: Callable[[Trail, random.Random], Tampered], tmp_path: Path) -> None:
         """Each of sixteen kinds of tampering, sixty-four times: all found, all rightly named. [AUD-18]"""
-        for number in range(EACH):
-            tampered = operator(honest(), random.Random(f"{operator.__name__} {number}"))
-            report = verified(tmp_path, tampered)
-            assert report.first is not None, number
-            assert report.first.kind in tampered.kinds, (number, report.first)
-            if tampered.index is not None:
-                assert report.first.index == tampered.index, (number, report.first)
+        check_each(operator, tmp_path, EACH)
+
+    @pytest.mark.long
+    @pytest.mark.timeout(0)
+    @pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: operator.__name__)
+    def test_ten_thousand(self, operator: Callable[[Trail, random.Random], Tampered], tmp_path: Path) -> None:
+        """The same 640 times each: 10,240 in all. [AUD-18, T9]"""
+        check_each(operator, tmp_path, 640)
 
     def test_mark_of_an_entry_found_by_something_else(self, tmp_path: Path) -> None:
         """The service says that its look-up columns were changed: named at its place, its text still read. [AUD-18, E4]"""
@@ -287,15 +330,13 @@ class TestTamperedTrails:
 class TestUntouchedTrails:
     def test_pass(self, tmp_path: Path) -> None:
         """The negative control: two hundred untouched logs of any size pass, and all of each is vouched for."""
-        for number in range(200):
-            chance = random.Random(number)
-            size = chance.randrange(60)
-            trail = trail_of(entry(index, after={"b": [1, "x", None], "é": {"a": -5}}) for index in range(size))
-            sink = [sink_line(trail, chance.randint(0, size)) for _ in range(3)]
-            report = verified(tmp_path, Tampered(trail, sink, set()))
-            assert report.findings == []
-            assert report.vouched == {ORIGIN: size}
-            assert report.facts == {"entries": size, "checkpoints_held": 3, "checkpoints_of_other_logs": 0}
+        check_untouched(tmp_path, 200)
+
+    @pytest.mark.long
+    @pytest.mark.timeout(0)
+    def test_a_thousand(self, tmp_path: Path) -> None:
+        """The same with a thousand. [T9]"""
+        check_untouched(tmp_path, 1000)
 
     def test_odd_but_canonical_entries(self, tmp_path: Path) -> None:
         """Escapes, other scripts and names beyond the Basic Multilingual Plane are read as RFC 8785 says."""
@@ -329,6 +370,107 @@ class TestUntouchedTrails:
         path = honest().write(tmp_path / "e")
         assert "No key was given" in verify_trail(path).warnings[0]
         assert verify_trail(path, keys=[SIGNER.vkey]).warnings == []
+
+
+class TestWitness:
+    """Checkpoints that somebody else has seen, and cosigned. [AUD-18, E4]"""
+
+    def verify(
+        self, tmp_path: Path, trail: Trail, sink: list[dict[str, Any]], *witnesses: str, signer: Signer = SIGNER
+    ) -> Report:
+        return verified(tmp_path, Tampered(trail, sink, set(), None, (signer.vkey,), witnesses))
+
+    def kinds(self, report: Report) -> list[str]:
+        return [finding.kind for finding in report.findings]
+
+    def test_not_asked_about(self, tmp_path: Path) -> None:
+        """Without the witness's key its line is one of a stranger, as C2SP has it: nothing is claimed of it."""
+        trail = honest()
+        report = self.verify(tmp_path, trail, [cosigned_line(trail, 12)])
+        assert report.ok
+        assert report.witnessed == {}
+
+    def test_has_seen_nothing(self, tmp_path: Path) -> None:
+        """Whoever writes everything anew must leave the cosignatures out: their absence is named, log by log."""
+        trail = honest()
+        for line in (sink_line(trail, 12), cosigned_line(trail, 12, by=OTHER_WITNESS)):
+            report = self.verify(tmp_path, trail, [line], WITNESS.vkey)
+            assert self.kinds(report) == ["not_witnessed"]
+            assert report.witnessed == {ORIGIN: 0}
+            assert report.vouched == {ORIGIN: COUNT}
+
+    def test_has_seen_more(self, tmp_path: Path) -> None:
+        """A log that is shorter than the witness saw it was cut off, whoever signed it anew."""
+        trail = honest()
+        seen = cosigned_line(trail, 19)
+        del trail.bodies[15:]
+        report = self.verify(tmp_path, trail.sign(), [seen], WITNESS.vkey)
+        assert self.kinds(report) == ["rolled_back"]
+
+    def test_has_seen_a_part(self, tmp_path: Path) -> None:
+        """What lies above the newest cosignature is not vouched for by the witness; the report tells up to where it is."""
+        trail = honest()
+        sink = [cosigned_line(trail, 5), cosigned_line(trail, 12), sink_line(trail, 19)]
+        trail.bodies[14] = edited(trail.bodies[14], random.Random(1))
+        trail.sign()
+        report = self.verify(tmp_path, trail, sink[:2], WITNESS.vkey)
+        assert report.ok
+        assert report.witnessed == {ORIGIN: 12}
+
+    def test_names_the_stolen_key(self, tmp_path: Path) -> None:
+        """A fork that is signed with the log's own key is named as one, with the time and the place of what was seen. [T9]"""
+        trail = honest()
+        seen = cosigned_line(trail, 12)
+        trail.bodies[7] = edited(trail.bodies[7], random.Random(1))
+        report = self.verify(tmp_path, trail.sign(), [seen], WITNESS.vkey)
+        first = report.findings[0]
+        assert (first.kind, first.index, first.log) == ("witness_forked", 0, ORIGIN)
+        for words in ("witness.example.org/w1", "2026-11-22T", "entries 0 to 11", "has that key"):
+            assert words in first.message
+        assert report.witnessed == {ORIGIN: 0}
+
+    def test_cosignature_that_does_not_hold(self, tmp_path: Path) -> None:
+        """A changed time, text or signature is named; so is one that is too short."""
+        trail = honest()
+        good = cosigned_line(trail, 12)
+        text, (own, line) = split_note(good["note"])
+        for signature in (b"\0" + line.signature[1:8] + bytes(64), line.signature[:20], b"\xff" + line.signature[1:]):
+            note = join_note(text, [own, line._replace(signature=signature)])
+            report = self.verify(tmp_path, trail, [good, good | {"note": note}], WITNESS.vkey)
+            assert self.kinds(report) == ["bad_cosignature"]
+
+    def test_key_that_is_none(self, tmp_path: Path) -> None:
+        """The key of a log is none of a witness."""
+        trail = honest()
+        report = self.verify(tmp_path, trail, [cosigned_line(trail, 12)], SIGNER.vkey)
+        assert "malformed" in self.kinds(report)
+
+    def test_in_the_header(self, tmp_path: Path) -> None:
+        """An export whose own checkpoint is cosigned carries the proof with it."""
+        trail = honest()
+        trail.checkpoint = cosigned_line(trail, COUNT)["note"]
+        report = self.verify(tmp_path, trail, [], WITNESS.vkey)
+        assert report.ok
+        assert report.witnessed == {ORIGIN: COUNT}
+
+    def test_of_a_package(self, tmp_path: Path, whole: Package) -> None:
+        """The trail inside a final package is held against the witness too."""
+        sink = write_sink(tmp_path / "s", [cosigned_line(whole.trail, 9)])
+        path = whole.write(tmp_path / "p.zip")
+        report = verify_package(path, keys=[SIGNER.vkey], sinks=[sink], witnesses=[WITNESS.vkey])
+        assert (report.ok, report.witnessed) == (True, {ORIGIN: 9})
+        assert verify_package(path, keys=[SIGNER.vkey], witnesses=[WITNESS.vkey]).findings[0].kind == "not_witnessed"
+
+    def test_on_the_command_line(self, tmp_path: Path) -> None:
+        """`--witness` takes the key; the report tells up to which size it has seen the log."""
+        trail, out = honest(), io.StringIO()
+        sink = write_sink(tmp_path / "s", [cosigned_line(trail, 12)])
+        path = trail.write(tmp_path / "e")
+        status = main(
+            ["trail", str(path), "--sink", str(sink), "--key", SIGNER.vkey, "--witness", WITNESS.vkey], out=out
+        )
+        assert status == 0
+        assert f"{ORIGIN}: cosigned by a witness up to size 12" in out.getvalue()
 
 
 class TestHeaders:

@@ -10,7 +10,7 @@ from sqlalchemy import delete, update
 from app.domain.merkle import Frontier
 from app.domain.notes import parse_checkpoint, split_note
 from app.errors import AuditUnavailable, IntegrityBroken, RollbackSuspected, TrailForked
-from app.sealing.signing import verify_note
+from app.sealing.notes import verify_note
 from app.services.checkpoints import INTERVAL, CheckpointKeeper, LogState, head_mac, log_name, segment_number
 from app.services.readiness import is_ready
 from app.storage import tables, trail

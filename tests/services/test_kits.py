@@ -19,7 +19,7 @@ from app.domain.notes import kit_commitment_text
 from app.domain.sealed import Column, SealContext, Sealed
 from app.domain.words import ConsignmentCode, KitCode, KitStatus, Mode, StudyCode, SubjectKey
 from app.errors import IllegalTransition
-from app.sealing.signing import verify_note
+from app.sealing.notes import verify_note
 from app.services.audited import Act
 from app.services.evidence import AllocationPlace, KitAssignmentPlace, kit_place, open_binding, seal_binding
 from app.storage import allocations, kits, tables
