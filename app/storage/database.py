@@ -6,7 +6,6 @@ PostgreSQL: READ COMMITTED and row locks in the order of `custody.md`; unique co
 """
 
 import fcntl
-import hashlib
 import os
 import sqlite3
 import threading
@@ -116,11 +115,6 @@ def _of_sqlite(original: sqlite3.Error) -> Exception:
     return DatabaseUnavailable()
 
 
-def _hash_of_uuid(row_id: str, order: int) -> int:
-    key = order.to_bytes(8, "big", signed=True)
-    return int.from_bytes(hashlib.blake2b(row_id.encode(), digest_size=8, key=key).digest(), "big", signed=True)
-
-
 class Database:
     """The records of one deployment, by SQLAlchemy URL."""
 
@@ -186,8 +180,6 @@ class Database:
                 "cell_size_check=ON",
             ):
                 connection.execute(f"PRAGMA {pragma}")
-            # PostgreSQL's own function of this name; one order of rows for each 64-bit number, on both databases.
-            connection.create_function("uuid_hash_extended", 2, _hash_of_uuid, deterministic=True)
 
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:

@@ -76,9 +76,6 @@ _IN_STOCK: Final = (
         _k.status == literal_column(f"'{KitStatus.IN_STOCK.value}'"),
     )
 )
-# An order that nobody can know beforehand, made where the rows are (rule B5).
-_IN_RANDOM_ORDER: Final = _IN_STOCK.order_by(func.uuid_hash_extended(_k.kit_id, bindparam("order")))
-_SAMPLE: Final = _IN_RANDOM_ORDER.limit(bindparam("sample"))
 _AT_PLACES: Final = {
     True: _IN_STOCK.where(_k.map_index == any_(bindparam("places", type_=ARRAY(Integer())))),
     False: _IN_STOCK.where(
@@ -119,15 +116,12 @@ def record_withdrawal(tx: Transaction, study_id: UUID, consignment_id: UUID, at:
     )
 
 
-def list_in_stock(
-    tx: Transaction, study_id: UUID, consignment_id: UUID, order: int, sample: int | None
-) -> list[SealedKit]:
-    """Return kits in stock of a consignment in the random order that ``order`` (64 bits, signed) stands for.
+def list_in_stock(tx: Transaction, study_id: UUID, consignment_id: UUID) -> list[SealedKit]:
+    """Return every kit in stock of a consignment, in no order that is fit to choose by (rule B5).
 
-    The first ``sample`` of them, or all. Rows are not locked: a lock on candidates could be read by others (finding 5).
+    Rows are not locked: a lock on candidates could be read by others (finding 5).
     """
-    given = {"study_id": study_id, "consignment_id": consignment_id, "order": order}
-    rows = tx.execute(_IN_RANDOM_ORDER, given) if sample is None else tx.execute(_SAMPLE, given | {"sample": sample})
+    rows = tx.execute(_IN_STOCK, {"study_id": study_id, "consignment_id": consignment_id})
     return [_sealed_kit(row) for row in rows]
 
 

@@ -1,22 +1,22 @@
 """Which kit a subject gets: rules B5 and B6, at the service's own edge and on both databases."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from statistics import NormalDist
-from uuid import UUID
 
 import pytest
 from sqlalchemy import select
 
 from app.domain.words import ArmCode, SiteCode
 from app.errors import StockInsufficient
+from app.services import stock
 from app.services.audited import Act
 from app.services.stock import StockDraw, holds_floor
 from app.storage import kits, tables
-from app.storage.database import Transaction, TryAgain
-from app.storage.kits import SealedKit
+from app.storage.database import TryAgain
+from app.storage.kits import Assignable, SealedKit
 from tests import supply
 from tests.harness import Caller, House, expect
 from tests.supply import ARMS, S, Trial
@@ -243,17 +243,23 @@ class TestChoice:
     def test_a_first_match_would_be_caught(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         """Planted: the kits come in the order of their codes, as a query without care would give them [B5]"""
         trial = supply.trial(house, per_arm=8)
-        honest = kits.list_in_stock
 
-        def by_code(
-            tx: Transaction, study_id: UUID, consignment_id: UUID, order: int, sample: int | None
-        ) -> list[SealedKit]:
-            return sorted(honest(tx, study_id, consignment_id, order, sample), key=lambda kit: kit.kit_code)
+        def by_code(act: Act, consignment: Assignable, _sample: int) -> Iterator[SealedKit]:
+            found = kits.list_in_stock(act.tx, act.study.study_id, consignment.consignment_id)
+            return iter(sorted(found, key=lambda kit: kit.kit_code))
 
-        monkeypatch.setattr(kits, "list_in_stock", by_code)
+        monkeypatch.setattr(stock, "_in_random_order", by_code)
         codes = trial.arms_of("C1")
         counts = Counter(one for one, _ in choices(trial, 200))
         assert chi_square_p([counts[kit] for kit in codes if codes[kit] == ARMS[0]]) < 1e-6
+
+    def test_no_statement_tells_the_order(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The same rows, read by the same statements, give another kit by chance that no statement holds [B3, B5, T13]"""
+        trial = supply.trial(house, per_arm=60)
+        monkeypatch.setattr(stock, "_random_places", lambda *_: list(range(60)))
+        chosen = choices(trial, 60)
+        assert len({one for one, _ in chosen}) > 10
+        assert len({two for _, two in chosen}) > 10
 
     def test_the_sample_grows_where_an_arm_is_rare(self, house: House) -> None:
         """One arm in thirty: the first sample does not show its floor, and the rest is opened too [B5]"""
