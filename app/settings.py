@@ -32,6 +32,10 @@ class Settings(BaseSettings):
     checkpoint_file: Annotated[
         Path, Field(description="file sink of signed checkpoints; keep it on another disk than the database")
     ] = Path("snose-checkpoints.jsonl")
+    witness_url: Annotated[
+        str | None, Field(description="address of a witness (`snose witness`) that cosigns the checkpoints")
+    ] = None
+    witness_key: Annotated[str | None, Field(description="its verification key, `name+hash+base64`")] = None
     backup_contact: Annotated[
         str, Field(description="answered with every 503 of a code break, also when the database is down")
     ] = ""
@@ -57,10 +61,6 @@ class Settings(BaseSettings):
         try:
             is_loopback = ip_address(self.host).is_loopback
         except ValueError:
-    witness_url: Annotated[
-        str | None, Field(description="address of a witness (`snose witness`) that cosigns the checkpoints")
-    ] = None
-    witness_key: Annotated[str | None, Field(description="its verification key, `name+hash+base64`")] = None
             is_loopback = self.host == "localhost"
         return None if is_loopback or self.behind_tls_proxy else self.host
 

@@ -114,6 +114,10 @@ def unseal(around: Surroundings, mode: Mode) -> Deployment:
     for key in signing_keys:
         signing.add_signing_key(key.version, key.wrapped)
     checkpoints = CheckpointKeeper(signing, around.sink, ring)
+    witness = None
+    if around.witness is not None:
+        witness = WitnessKeeper(*around.witness, key_name(record), checkpoints, around.database, around.clock)
+        witness.ask_at_start()
     checkpoints.compare(around.database)
     return Deployment(
         deployment_id=record.deployment_id,
@@ -122,10 +126,6 @@ def unseal(around: Surroundings, mode: Mode) -> Deployment:
         ring=ring,
         signing=signing,
         passwords=Passwords(mode, around.entropy),
-    witness = None
-    if around.witness is not None:
-        witness = WitnessKeeper(*around.witness, key_name(record), checkpoints, around.database, around.clock)
-        witness.ask_at_start()
         clock=around.clock,
         list_entropy=around.list_entropy,
         entropy=around.entropy,
@@ -133,5 +133,5 @@ def unseal(around: Surroundings, mode: Mode) -> Deployment:
         commitments=CommitmentKeeper(record.deployment_id, ring, signing),
         noise=NoiseMeter(),
         limits=around.limits,
-    )
         witness=witness,
+    )
