@@ -33,12 +33,13 @@ from app.api.problems import field_of, of_error, of_http, of_validation, request
 from app.domain.entropy import Entropy
 from app.domain.notes import NoteMalformed, parse_witness_key
 from app.errors import KeyUnavailable, RevealUnavailable, SnoseError, Unavailable, UnsafeSetting
-from app.sealing.providers import KeyFileProvider
+from app.sealing.providers import KeyFileProvider, KeyProvider
+from app.sealing.vault import AppRole, TokenFile, VaultTransitProvider
 from app.services import audited
 from app.services.context import Clock, Limits, SystemEntropy, system_clock
 from app.services.keeper import Keeper
 from app.services.startup import Surroundings, unseal
-from app.settings import Settings
+from app.settings import KeyProviderKind, Settings
 from app.storage.database import Database
 from app.storage.sink import FileSink
 from app.storage.witness_client import WitnessClient
@@ -55,6 +56,7 @@ DOORS: Final = (
     trail.door,
 )
 """Every feature's routes."""
+_log: Final = structlog.get_logger("snose.main")
 
 
 def surroundings(
@@ -67,7 +69,7 @@ def surroundings(
     chance = entropy or SystemEntropy()
     return Surroundings(
         database=Database(settings.url(), settings.threads),
-        provider=KeyFileProvider(settings.key_file, chance),
+        provider=key_provider(settings, chance),
         sink=FileSink(settings.checkpoint_file),
         limits=Limits(
             session_length=settings.session_length(),
@@ -94,6 +96,27 @@ def _witness(settings: Settings) -> tuple[WitnessClient, str] | None:
         message = "SNOSE_WITNESS_URL is the address of the witness, http://host:port or https://host."
         raise UnsafeSetting(message)
     return WitnessClient(settings.witness_url or ""), key.text()
+
+
+def key_provider(settings: Settings, entropy: Entropy) -> KeyProvider:
+    """Return who keeps the key above all keys, as the settings say; raise ``UnsafeSetting`` for what cannot be or is half said."""
+    if settings.key_provider is KeyProviderKind.FILE:
+        return KeyFileProvider(settings.key_file, entropy)
+    token_file, role_id, secret_id_file = (
+        settings.vault_token_file,
+        settings.vault_role_id,
+        settings.vault_secret_id_file,
+    )
+    if token_file is not None and role_id is None and secret_id_file is None:
+        known_by: TokenFile | AppRole = TokenFile(token_file)
+    elif token_file is None and role_id is not None and secret_id_file is not None:
+        known_by = AppRole(role_id, secret_id_file)
+    else:
+        message = "Set SNOSE_VAULT_TOKEN_FILE, or SNOSE_VAULT_ROLE_ID with SNOSE_VAULT_SECRET_ID_FILE, and not both."
+        raise UnsafeSetting(message)
+    return VaultTransitProvider(
+        settings.vault_addr, known_by, settings.vault_mount, settings.vault_key, settings.vault_ca_file
+    )
 
 
 def create_from_environment() -> FastAPI:
@@ -152,7 +175,8 @@ def create_app(settings: Settings, around: Surroundings | None = None) -> FastAP
         app.state.deployment = unseal(around, settings.mode)
     except KeyUnavailable as error:
         app.state.deployment = None
-        app.state.sealed_because = error.message
+        # For the operator alone; callers hear that the service is sealed, and no more.
+        _log.error("sealed", because=error.message)
     app.include_router(health.router)
     app.include_router(documentation.router)
     for door in DOORS:

@@ -1,6 +1,7 @@
 """The environment, read once. Every setting has the prefix ``SNOSE_``; secrets come from files."""
 
 from datetime import timedelta
+from enum import StrEnum
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,13 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.domain.words import Mode
+
+
+class KeyProviderKind(StrEnum):
+    """Who keeps the key above all keys."""
+
+    FILE = "file"
+    VAULT = "vault"
 
 
 class Settings(BaseSettings):
@@ -29,6 +37,23 @@ class Settings(BaseSettings):
     key_file: Annotated[Path, Field(description="file (0600) with the key that wraps the deployment secret")] = Path(
         "snose.key"
     )
+    key_provider: Annotated[
+        KeyProviderKind,
+        Field(description="`file` (`key_file`) or `vault` (the transit engine of Vault or OpenBao)"),
+    ] = KeyProviderKind.FILE
+    vault_addr: Annotated[str, Field(description="address of Vault or OpenBao, `https://host:8200`")] = ""
+    vault_mount: Annotated[str, Field(description="mount of its transit engine")] = "transit"
+    vault_key: Annotated[str, Field(description="its transit key, of the type `aes256-gcm96`")] = "snose"
+    vault_token_file: Annotated[Path | None, Field(description="file (0600) with a token for it; or the next two")] = (
+        None
+    )
+    vault_role_id: Annotated[str | None, Field(description="role id, to sign in there by AppRole")] = None
+    vault_secret_id_file: Annotated[Path | None, Field(description="file (0600) with the secret id of that role")] = (
+        None
+    )
+    vault_ca_file: Annotated[
+        Path | None, Field(description="authority its certificate is proved to; default: the system's own")
+    ] = None
     checkpoint_file: Annotated[
         Path, Field(description="file sink of signed checkpoints; keep it on another disk than the database")
     ] = Path("snose-checkpoints.jsonl")

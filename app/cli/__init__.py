@@ -20,7 +20,7 @@ from app.sealing.providers import KeyFileProvider
 from app.services import safety, startup
 from app.services.context import SystemEntropy
 from app.services.people import register_first_admin
-from app.settings import Settings
+from app.settings import KeyProviderKind, Settings
 from app.storage import grants, migrate
 
 command = typer.Typer(
@@ -79,7 +79,7 @@ def init(
     """Make the keys of a new deployment and its first service administrator; shows the issued password once."""
     settings = Settings()
     chance = SystemEntropy()
-    if not settings.key_file.exists():
+    if settings.key_provider is KeyProviderKind.FILE and not settings.key_file.exists():
         KeyFileProvider.create(settings.key_file, chance.draw("key file", 32))
     around = surroundings(settings)
     around.database.be_the_only_process()

@@ -1,12 +1,10 @@
 """Who keeps the key above all keys: a provider wraps and unwraps the deployment secret, and nothing else.
 
-A provider that reaches out to Vault or OpenBao transit is one more class with the same two methods; its key
-never enters the service. The embedded default is a key file: 32 random bytes that only the service's own user
-can read.
+The embedded default is a key file: 32 random bytes that only the service's own user can read. With Vault or
+OpenBao transit (``app.sealing.vault``) the key that wraps never enters the service.
 """
 
 import os
-import stat
 from binascii import Error as NotBase64
 from binascii import a2b_base64, b2a_base64
 from pathlib import Path
@@ -17,10 +15,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from app.domain.entropy import Entropy
 from app.errors import KeyUnavailable, SealBroken, UnsafeSetting
 from app.sealing.envelope import KEY_LENGTH, NONCE_LENGTH, open_box, read_token, write_token
+from app.sealing.files import read_private_file
 
 _HEADER: Final = b"snose key file v1\n"
 _LONGEST: Final = 1024
-_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _KEY_ID: Final = "file"
 
 
@@ -30,6 +28,11 @@ class KeyProvider(Protocol):
     @property
     def name(self) -> str:
         """Return what the operator calls this provider; no secret."""
+        ...
+
+    @property
+    def weakness(self) -> str | None:
+        """Return in one sentence what makes the way to this provider unsafe; None when nothing does (rule F2)."""
         ...
 
     def wrap(self, secret: bytes, context: bytes) -> str:
@@ -63,6 +66,11 @@ class KeyFileProvider:
     def name(self) -> str:
         """Return the kind of provider and the file, for the operator."""
         return f"file:{self._path}"
+
+    @property
+    def weakness(self) -> None:
+        """Return nothing: a key file that others can read is refused when it is read."""
+        return
 
     @staticmethod
     def create(path: Path, key: bytes) -> None:
@@ -114,35 +122,11 @@ class KeyFileProvider:
 
 
 def _read_key(path: Path) -> bytes:
-    try:
-        # Without O_NONBLOCK a pipe put in the file's place would hold up the start for ever.
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        message = f"The key file {path} cannot be read: {error.strerror}."
-        raise KeyUnavailable(message) from None
-    try:
-        # The opened file is asked, not the path: between two looks at a path it can become another file.
-        _refuse_unsafe(path, os.fstat(handle).st_mode)
-        content = os.read(handle, _LONGEST)
-    finally:
-        os.close(handle)
-    key = _parse(content)
+    key = _parse(read_private_file(path, "key file", _LONGEST))
     if key is None:
         message = f"The file {path} is not a key file of this service."
         raise KeyUnavailable(message)
     return key
-
-
-def _refuse_unsafe(path: Path, mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        message = f"The key file {path} is not a regular file."
-        raise UnsafeSetting(message)
-    if mode & _OTHERS:
-        message = (
-            f"The key file {path} is open to others (mode {stat.S_IMODE(mode):04o}); "
-            "let only its owner read it (mode 0600)."
-        )
-        raise UnsafeSetting(message)
 
 
 def _parse(content: bytes) -> bytes | None:

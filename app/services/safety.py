@@ -10,6 +10,9 @@ from app.sealing.ring import KeyRing
 from app.services.startup import Surroundings
 from app.storage import keys, migrate, server
 
+_MEND_KEY: Final = (
+    "Give the service its key file, mode 0600, or a way to its provider (SNOSE_VAULT_...), or restore it from escrow."
+)
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -80,10 +83,14 @@ def _of_database(around: Surroundings) -> list[Finding]:
         )
     if record is None:
         return [*found, Finding("There is no deployment yet.", "Run: snose init")]
+    if around.provider.weakness is not None:
+        # Nothing is sent there to find out more.
+        mend = "Give SNOSE_VAULT_ADDR an https address, and SNOSE_VAULT_CA_FILE its authority."
+        return [*found, Finding(around.provider.weakness, mend)]
     try:
         KeyRing(around.provider, str(record.deployment_id), record.mode, record.wrapped_secret, around.entropy)
     except (KeyUnavailable, UnsafeSetting) as error:
-        found.append(Finding(error.message, "Give the service its key file, mode 0600, or restore it from escrow."))
+        found.append(Finding(error.message, _MEND_KEY))
     return found
 
 

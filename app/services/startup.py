@@ -8,7 +8,7 @@ import structlog
 
 from app.domain.entropy import Entropy
 from app.domain.words import Mode
-from app.errors import AlreadyExists, SealBroken, UnsafeSetting
+from app.errors import AlreadyExists, KeyUnavailable, SealBroken, UnsafeSetting
 from app.identity.passwords import Passwords
 from app.sealing.providers import KeyProvider
 from app.sealing.ring import KeyRing
@@ -112,7 +112,12 @@ def unseal(around: Surroundings, mode: Mode) -> Deployment:
             _log.error("study key damaged", version=version)
     signing = SigningKeys(ring, key_name(record))
     for key in signing_keys:
-        signing.add_signing_key(key.version, key.wrapped)
+        try:
+            signing.add_signing_key(key.version, key.wrapped)
+        except SealBroken:
+            # A provider that answers garbage of the right length is found out here (rule F2).
+            message = "The keys of this deployment do not open with the secret that the key provider gave."
+            raise KeyUnavailable(message) from None
     checkpoints = CheckpointKeeper(signing, around.sink, ring)
     witness = None
     if around.witness is not None:

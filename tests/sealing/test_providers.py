@@ -1,92 +1,18 @@
-"""Key providers: what every provider must do, and the key file."""
+"""The key file; what every provider must do stands in ``test_providers_conformance``."""
 
-import itertools
 import os
-import pickle
 import stat
 from base64 import b64encode
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from app.errors import KeyUnavailable, UnsafeSetting
-from app.sealing.providers import KeyFileProvider, KeyProvider
+from app.sealing.providers import KeyFileProvider
 from tests.sealing.builders import SeededEntropy, key_file, secret_of
 
 SECRET = secret_of("deployment secret")
 CONTEXT = b"deployment"
-
-Factory = Callable[[Path, str], KeyProvider]
-"""Makes the provider of a name in a folder; the same name twice gives two providers with one key."""
-
-PROVIDERS: dict[str, Factory] = {"key file": key_file}
-
-
-@pytest.fixture(params=PROVIDERS)
-def make(request: pytest.FixtureRequest) -> Factory:
-    return PROVIDERS[str(request.param)]
-
-
-class TestEveryProvider:
-    """The conformance suite: a new provider is one more line in PROVIDERS."""
-
-    def test_unwrapped(self, make: Factory, tmp_path: Path) -> None:
-        """What was wrapped is unwrapped, also by the provider of another process. (rule F1)"""
-        wrapped = make(tmp_path, "key").wrap(SECRET, CONTEXT)
-        assert make(tmp_path, "key").unwrap(wrapped, CONTEXT) == SECRET
-
-    @pytest.mark.parametrize("context", [b"", b"deploymenu", b"deployment "])
-    def test_other_context(self, make: Factory, tmp_path: Path, context: bytes) -> None:
-        """A secret opens in the deployment and mode it was wrapped for. (rule A10)"""
-        provider = make(tmp_path, "key")
-        with pytest.raises(KeyUnavailable):
-            provider.unwrap(provider.wrap(SECRET, CONTEXT), context)
-
-    def test_other_key(self, make: Factory, tmp_path: Path) -> None:
-        """Another key opens nothing: a backup without the key is noise. (rule F4)"""
-        wrapped = make(tmp_path, "key").wrap(SECRET, CONTEXT)
-        with pytest.raises(KeyUnavailable):
-            make(tmp_path, "other").unwrap(wrapped, CONTEXT)
-
-    def test_changed(self, make: Factory, tmp_path: Path) -> None:
-        """Nothing that was changed or cut short is unwrapped. (T10)"""
-        provider = make(tmp_path, "key")
-        wrapped = provider.wrap(SECRET, CONTEXT)
-        prefix = wrapped.rindex(".")
-        changes = {wrapped[:at] for at in range(len(wrapped))} | {
-            wrapped + "A",
-            "",
-            "garbage",
-            wrapped + "\n",
-        }
-        for at in range(prefix, len(wrapped)):
-            changes |= {wrapped[:at] + other + wrapped[at + 1 :] for other in "AB+\u00e9"}
-        for change in changes - {wrapped}:
-            with pytest.raises(KeyUnavailable):
-                provider.unwrap(change, CONTEXT)
-
-    def test_twice(self, make: Factory, tmp_path: Path) -> None:
-        """The same secret wrapped twice shows no likeness."""
-        provider = make(tmp_path, "key")
-        assert provider.wrap(SECRET, CONTEXT) != provider.wrap(SECRET, CONTEXT)
-
-    def test_printed(self, make: Factory, tmp_path: Path) -> None:
-        """Neither name, repr, wrapped text nor refusal shows a secret. (house rule 6)"""
-        provider = make(tmp_path, "key")
-        wrapped = provider.wrap(SECRET, CONTEXT)
-        with pytest.raises(KeyUnavailable) as refused:
-            provider.unwrap(wrapped, b"other")
-        texts = (provider.name, repr(provider), repr(vars(provider)), wrapped, str(refused.value))
-        for secret, text in itertools.product((SECRET, secret_of("key")), texts):
-            assert b64encode(secret).decode() not in text
-            assert secret.hex() not in text
-            assert repr(secret)[2:-1] not in text
-
-    def test_pickled(self, make: Factory, tmp_path: Path) -> None:
-        """A provider is not pickled. (custody: in memory)"""
-        with pytest.raises(TypeError, match="not pickled"):
-            pickle.dumps(make(tmp_path, "key"))
 
 
 def written(path: Path, content: bytes, mode: int = 0o600) -> Path:

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from app.domain.words import Mode
 from app.errors import AlreadyExists, KeyUnavailable, UnsafeSetting
 from app.sealing.providers import KeyFileProvider
+from app.sealing.vault import TokenFile, VaultTransitProvider
 from app.services import readiness, safety, startup
 from app.services.context import Limits, SystemEntropy, system_clock, token_digest_of
 from app.services.startup import Surroundings
@@ -150,6 +151,12 @@ class TestFindings:
         assert named in found(spoilt)
         with pytest.raises(UnsafeSetting, match=named):
             safety.refuse_unsafe(spoilt, None)
+
+    def test_plain_http_to_the_key_provider(self, around: Surroundings, tmp_path: Path) -> None:
+        """A key provider that is spoken to in plain HTTP is named, and nothing is sent there to find out more. [F2]"""
+        startup.create_deployment(around, Mode.LIVE)
+        vault = VaultTransitProvider("http://vault.example.org:8200", TokenFile(tmp_path / "no-token"))
+        assert "http://vault.example.org:8200 is spoken to in plain HTTP" in found(replace(around, provider=vault))
 
     def test_plain_http(self, around: Surroundings) -> None:
         """Plain HTTP that leaves the machine is named. [INT-03]"""
