@@ -409,6 +409,10 @@ class SealBroken(IntegrityBroken):
     """A sealed value does not open in this place."""
 
 
+class KeyRetired(SealBroken):
+    """A sealed value names a version of its study's key that was retired."""
+
+
 class ProofInvalid(IntegrityBroken):
     """A Merkle proof does not lead to the root it should."""
 

@@ -11,6 +11,7 @@ import typer
 from pydantic import ValidationError
 
 from app.cli import demo as demo_command
+from app.cli import keys as keys_command
 from app.cli import witness as witness_command
 from app.cli.serving import serve as serve_until_stopped
 from app.domain.words import Mode
@@ -32,6 +33,8 @@ command = typer.Typer(
 )
 
 command.add_typer(witness_command.command, name="witness")
+
+command.add_typer(keys_command.command)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout.")]
 

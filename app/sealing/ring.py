@@ -24,7 +24,7 @@ from app.domain.encoding import encode
 from app.domain.entropy import Entropy
 from app.domain.sealed import Column, Place, SealContext, Sealed, refuse_wrong_key
 from app.domain.words import Mode, StudyCode
-from app.errors import IntegrityBroken, KeyUnavailable, SealBroken
+from app.errors import IntegrityBroken, KeyRetired, KeyUnavailable, SealBroken
 from app.sealing.envelope import (
     KEY_LENGTH,
     NONCE_LENGTH,
@@ -93,6 +93,7 @@ class KeyRing:
         self._purpose_keys: dict[str, _Secret] = {}
         # Under None lies what belongs to no study. The newest key seals; every one of them opens.
         self._keys: dict[StudyCode | None, dict[str, _Secret]] = {None: {_DEPLOYMENT_KEY_ID: self._deployment_secret}}
+        self._least: dict[StudyCode | None, int] = {}
         self._adding = Lock()
         for study_code, version, wrapped in study_keys:
             self.add_study_key(study_code, version, wrapped)
@@ -174,8 +175,10 @@ class KeyRing:
 
         Raises ``SealBroken`` when it is not of this deployment, mode, study and version. Taking in the same
         key again changes nothing; another key of the same version raises ``SealBroken``, because what was
-        sealed under the first would be lost.
+        sealed under the first would be lost. A retired version is passed over.
         """
+        if version < self._least.get(study_code, 1):
+            return
         secret = _Secret(version, self.unwrap_key("study-keys", (study_code, version), wrapped))
         key_id = _study_key_id(version)
         with self._adding:
@@ -184,6 +187,15 @@ class KeyRing:
                 raise SealBroken("Another key of this version is in use.")
             # A new mapping each time: requests of other threads go on reading the one they began with.
             self._keys[study_code] = {**kept, key_id: secret}
+
+    def retire_study_keys(self, study_code: StudyCode, least: int) -> None:
+        """Drop every version of the study's key below ``least``: what they sealed raises ``KeyRetired`` from now on (rule F4)."""
+        if least <= self._least.get(study_code, 1):
+            return
+        with self._adding:
+            self._least[study_code] = least
+            kept = self._keys.get(study_code, {})
+            self._keys[study_code] = {key_id: secret for key_id, secret in kept.items() if secret.version >= least}
 
     def forget_study(self, study_code: StudyCode) -> None:
         """Drop the keys of a study whose registration was rolled back, so that the next one may bring its own."""
@@ -287,6 +299,8 @@ class KeyRing:
         # A key id out of a stored token is only ever looked up: one that is not there never becomes a key.
         secret = self._keys.get(study_code, {}).get(key_id)
         if secret is None:
+            if key_id in {_study_key_id(version) for version in range(1, self._least.get(study_code, 1))}:
+                raise KeyRetired("A sealed value names a version of its study's key that was retired.")
             raise SealBroken("A sealed value names a key that is not of this study.")
         kept = secret.field_keys.get(column.purpose)
         if kept is None:

@@ -31,6 +31,7 @@ from app.errors import (
     InProgress,
     IntegrityBroken,
     Invalid,
+    KeyRetired,
     KeyReused,
     Missing,
     NotAuthenticated,
@@ -351,9 +352,8 @@ class _Door:
         for attempt in range(_ATTEMPTS):
             try:
                 result, states = self._attempt(work)
-            except TryAgain:
-                # Rolled back for sure. Only a rival with the same key is worth another name (rule C4).
-                refused = InProgress() if self.act is not None and self.act.is_claiming else DatabaseUnavailable()
+            except (TryAgain, KeyRetired) as error:
+                refused = self._why_again(error)
             except AlreadyThere:
                 # The last line of defence held against a rival; from now on the rival's row is seen, and named.
                 refused = AlreadyExists()
@@ -373,6 +373,15 @@ class _Door:
                 return result, states[0] if states else None
             self._pause(attempt)
         raise OutcomeUnknown if uncertain else refused
+
+    def _why_again(self, error: TryAgain | KeyRetired) -> SnoseError:
+        """Return what an act that was rolled back for sure is refused with, if no later attempt goes through."""
+        if isinstance(error, KeyRetired):
+            # The row was sealed anew between its reading and its opening, and is read again. One that is still retired at the
+            # last attempt was put back by somebody.
+            return error
+        # Only a rival with the same key is worth another name (rule C4).
+        return InProgress() if self.act is not None and self.act.is_claiming else DatabaseUnavailable()
 
     def _pause(self, attempt: int) -> None:
         jitter = 0.5 + self.ctx.deployment.entropy.draw("jitter", 1)[0] / 255
@@ -424,9 +433,11 @@ class _Door:
             # From here on a refusal concerns this study; before, it would tell a stranger's doings to the study (rule E1).
             self.head = head
         decision = policy.decide(self.action, self.caller, self.study_code, now)
-        if head is not None and not deployment.ring.holds(head.study_code, head.key_version):
-            for version, wrapped in studies.list_study_keys(tx, head.study_id):
-                deployment.ring.add_study_key(head.study_code, version, wrapped)
+        if head is not None:
+            if not deployment.ring.holds(head.study_code, head.key_version):
+                for version, wrapped in studies.list_study_keys(tx, head.study_id):
+                    deployment.ring.add_study_key(head.study_code, version, wrapped)
+            deployment.ring.retire_study_keys(head.study_code, head.min_key_version)
         self._refuse_without_trail(now)
         return decision
 
@@ -478,6 +489,9 @@ class _Door:
             act.site_code,
         )
         composed = _compose(act.tx, self.ctx, act.head, note, act.now)
+        if act.head is not None and composed.head.key_version > act.head.key_version:
+            # A rotation began meanwhile: once it has, nothing is committed that an older version sealed (rule F4).
+            raise TryAgain
         result = _with_receipt(result, composed.receipt)
         composed.append_to(act.tx, _sealed_answers(act, result))
         return result, composed.state
@@ -638,7 +652,8 @@ def _locked_head(
     head = trail_writer.lock_head(tx, study_id)
     if head is None:
         # A log that is new here and known to the sink was rolled back to nothing: its old names are taken.
-        return _opened(tx, deployment, study_id, keeper.highest_segment(name) + 1, name, now)
+        key_version = study.key_version if study is not None else 1
+        return _opened(tx, deployment, study_id, keeper.highest_segment(name) + 1, name, now, key_version)
     suspicion = keeper.suspicion_of(name)
     if suspicion is None or head.segment > segment_number(suspicion.origin):
         try:
@@ -650,13 +665,23 @@ def _locked_head(
         else:
             return head
     lost = segment_number(suspicion.origin) if suspicion is not None else 0
-    return _opened(tx, deployment, study_id, max(head.segment, lost) + 1, name, now)
+    return _opened(tx, deployment, study_id, max(head.segment, lost) + 1, name, now, head.key_version)
 
 
-def _opened(tx: Transaction, deployment: Deployment, study_id: UUID, segment: int, name: str, now: datetime) -> LogHead:
+def _opened(  # everything that an end of a log is made of
+    tx: Transaction,
+    deployment: Deployment,
+    study_id: UUID,
+    segment: int,
+    name: str,
+    now: datetime,
+    key_version: int,
+) -> LogHead:
     origin = name if segment == 1 else f"{name}~{segment}"
     frontier = Frontier()
-    head = LogHead(study_id, segment, origin, frontier, now, head_mac(deployment.ring, origin, frontier, now))
+    head = LogHead(
+        study_id, segment, origin, frontier, now, head_mac(deployment.ring, origin, frontier, now), key_version
+    )
     trail_writer.open_log(tx, head)
     return head
 
@@ -734,7 +759,7 @@ def _compose(tx: Transaction, ctx: RequestContext, study: StudyHead | None, note
     leaf = leaf_hash(body)
     frontier, nodes = head.frontier.append(leaf)
     mac = head_mac(deployment.ring, head.origin, frontier, at)
-    moved = LogHead(head.study_id, head.segment, head.origin, frontier, at, mac)
+    moved = LogHead(head.study_id, head.segment, head.origin, frontier, at, mac, head.key_version)
     lookup = Lookup(at, note.action, actor, note.subject_key, note.site_code)
     sealed_lookup = lookup_mac(deployment.ring, head.origin, index, leaf, lookup)
     entry = NewEntry(index, at, note.action, actor, note.subject_key, note.site_code, body, leaf, sealed_lookup)

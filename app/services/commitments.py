@@ -17,6 +17,7 @@ from app.errors import IntegrityBroken
 from app.sealing.notes import verify_note
 from app.sealing.ring import KeyRing
 from app.sealing.signing import SigningKeys
+from app.services.handovers import take_in_signing_keys
 from app.storage import commitments
 from app.storage.database import Transaction
 from app.storage.studies import StudyHead
@@ -76,6 +77,7 @@ class CommitmentKeeper:
         salt = self._ring.open(SealContext(Column.SEED, study.study_code, place), kept.sealed_seed)[-32:]
         root = tree_root([salted_leaf(salt, specification), *(stratum.root for stratum in kept.strata)])
         self._check_note(
+            tx,
             kept.note,
             list_commitment_text(str(self._deployment_id), study.study_code, str(schedule_id), root),
         )
@@ -89,6 +91,7 @@ class CommitmentKeeper:
         """Take in the kit map of a consignment: its signature leads to its root."""
         kept = commitments.get_kit_commitment(tx, study.study_id, consignment_id)
         self._check_note(
+            tx,
             kept.note,
             kit_commitment_text(str(self._deployment_id), study.study_code, kept.consignment_code, kept.root),
         )
@@ -104,7 +107,15 @@ class CommitmentKeeper:
                 lambda level, tile: commitments.get_tile(tx, study.study_id, tree_id, level, tile),
             )
 
-    def _check_note(self, note: str | None, expected: str) -> None:
-        if note is None or verify_note(note, self._signing.vkeys()) != expected:
+    def _check_note(self, tx: Transaction, note: str | None, expected: str) -> None:
+        if note is None or self._signed_text(tx, note) != expected:
             message = "The commitment was not signed by this service for this list or kit map."
             raise IntegrityBroken(message)
+
+    def _signed_text(self, tx: Transaction, note: str) -> str:
+        try:
+            return verify_note(note, self._signing.vkeys())
+        except IntegrityBroken:
+            # Perhaps by a key that another process has rotated to since this one began.
+            take_in_signing_keys(tx, self._signing)
+            return verify_note(note, self._signing.vkeys())

@@ -11,6 +11,7 @@ from app.services.aside import put_aside_broken
 from app.services.audited import enter_by_service
 from app.services.checkpoints import INTERVAL
 from app.services.context import Deployment
+from app.services.handovers import take_in_signing_keys
 from app.services.witnessing import WitnessKeeper, wait_for_work
 from app.storage.database import AlreadyThere, CommitUncertain, TryAgain
 
@@ -77,11 +78,16 @@ class Keeper:
 
         The comparison comes first: a log that does not continue gets no checkpoint, which would become the highest one.
         """
-        for step in (self._compare, self._put_aside, self._enter_noise, self._publish):
+        for step in (self._take_in_keys, self._compare, self._put_aside, self._enter_noise, self._publish):
             try:
                 step()
             except _PASSING as error:
                 _log.warning("round failed", step=step.__name__.lstrip("_"), kind=type(error).__name__)
+
+    def _take_in_keys(self) -> None:
+        """Take in what another process has rotated to, before anything that it signed is judged (rule F4)."""
+        with self._deployment.database.transaction() as tx:
+            take_in_signing_keys(tx, self._deployment.signing)
 
     def _compare(self) -> None:
         self._deployment.checkpoints.compare(self._deployment.database)

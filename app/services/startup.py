@@ -98,9 +98,10 @@ def unseal(around: Surroundings, mode: Mode) -> Deployment:
             message = f"The database is of a {record.mode} deployment and the setting says {mode}."
             raise UnsafeSetting(message)
         signing_keys = keys.list_signing_keys(tx)
+        known = studies.list_studies(tx)
         study_keys = [
             (study.study_code, version, wrapped)
-            for study in studies.list_studies(tx)
+            for study in known
             for version, wrapped in studies.list_study_keys(tx, study.study_id)
         ]
     ring = KeyRing(around.provider, str(record.deployment_id), mode, record.wrapped_secret, around.entropy)
@@ -110,6 +111,8 @@ def unseal(around: Surroundings, mode: Mode) -> Deployment:
         except SealBroken:
             # The other studies go on, their code breaks above all; this one is refused at each request.
             _log.error("study key damaged", version=version)
+    for study in known:
+        ring.retire_study_keys(study.study_code, study.min_key_version)
     signing = SigningKeys(ring, key_name(record))
     for key in signing_keys:
         try:

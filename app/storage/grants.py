@@ -15,7 +15,7 @@ from app.storage.tables import metadata
 
 CHANGEABLE: Final = {
     "trail_restricted": ("sealed", "key_version"),
-    "log": ("size", "frontier", "last_at", "mac"),
+    "log": ("size", "frontier", "last_at", "mac", "key_version"),
     "stored_answer": ("sealed_small", "sealed_large"),
     "deployment": ("wrapped_secret",),
     "signing_key": ("wrapped",),
@@ -27,7 +27,11 @@ CHANGEABLE: Final = {
     "sign_in_tries": ("failed", "blocked_until"),
     "role_grant": ("revoked_at", "revoked_by"),
     "session": ("proof_at", "proof_spent_at", "ended_at"),
-    "study": ("title", "planned_subjects", "stock_floor", "backup_contact", "status", "is_frozen", "key_version"),
+    "study": (
+        *("title", "planned_subjects", "stock_floor", "backup_contact", "status", "is_frozen"),
+        *("key_version", "min_key_version"),
+    ),
+    "study_key": ("wrapped",),
     "site": ("name", "timezone", "is_active"),
     "schedule": (
         *("status", "commitment_note", "decided_at", "decided_by", "activated_at", "activated_by"),

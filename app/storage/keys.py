@@ -7,6 +7,7 @@ from uuid import UUID
 from sqlalchemy import insert, select, update
 
 from app.domain.words import Mode
+from app.errors import Missing
 from app.storage import tables
 from app.storage.database import Transaction
 
@@ -41,6 +42,14 @@ def find_deployment(tx: Transaction) -> DeploymentRecord | None:
     return None if row is None else DeploymentRecord(row.deployment_id, Mode(row.mode), row.is_demo, row.wrapped_secret)
 
 
+def get_deployment(tx: Transaction) -> DeploymentRecord:
+    """Return the deployment's record; raise ``Missing`` before ``snose init``."""
+    record = find_deployment(tx)
+    if record is None:
+        raise Missing
+    return record
+
+
 def add_deployment(tx: Transaction, record: DeploymentRecord, at: datetime) -> None:
     """Record the deployment."""
     tx.execute(
@@ -55,9 +64,10 @@ def add_deployment(tx: Transaction, record: DeploymentRecord, at: datetime) -> N
     )
 
 
-def record_wrapped_secret(tx: Transaction, wrapped_secret: str) -> None:
-    """Replace the wrapping of the deployment secret; the secret stays the same (rule F4)."""
-    tx.execute(update(tables.deployment).values(wrapped_secret=wrapped_secret))
+def replace_wrapped_secret(tx: Transaction, before: str, after: str) -> bool:
+    """Replace the wrapping of the deployment secret, which stays the same (rule F4); return False when it changed meanwhile."""
+    replaced = tx.execute(update(tables.deployment).where(_d.wrapped_secret == before).values(wrapped_secret=after))
+    return replaced.rowcount == 1
 
 
 def add_signing_key(tx: Transaction, key: SigningKeyRecord, at: datetime) -> None:

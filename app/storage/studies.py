@@ -31,6 +31,8 @@ class StudyHead:
     stock_floor: int
     stratify_by_site: bool
     is_frozen: bool
+    min_key_version: int = 1
+    """Versions of the study's key below it were retired: nothing that they sealed is opened any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +240,35 @@ def record_site_activation(tx: Transaction, study_id: UUID, site_code: SiteCode)
 
 
 def list_study_keys(tx: Transaction, study_id: UUID) -> list[tuple[int, str]]:
-    """Return the wrapped keys of a study with their versions."""
+    """Return the wrapped keys of a study with their versions, those left out that were destroyed."""
     keys = tables.study_key.c
-    rows = tx.execute(select(keys.version, keys.wrapped).where(keys.study_id == study_id))
+    rows = tx.execute(select(keys.version, keys.wrapped).where(keys.study_id == study_id, keys.wrapped != ""))
     return [(row.version, row.wrapped) for row in rows]
+
+
+def begin_key_version(tx: Transaction, study_id: UUID, version: int, wrapped: str) -> bool:
+    """Have the study seal with a new version of its key from now on; return False when somebody else was first.
+
+    The end of its log is told, and so locked: whoever comes there with an older version has to begin anew.
+    """
+    moved = tx.execute(
+        update(tables.study)
+        .where(_st.study_id == study_id, _st.key_version == version - 1, _st.min_key_version == version - 1)
+        .values(key_version=version)
+    )
+    if moved.rowcount != 1:
+        return False
+    tx.execute(insert(tables.study_key), {"study_id": study_id, "version": version, "wrapped": wrapped})
+    tx.execute(update(tables.log).where(tables.log.c.study_id == study_id).values(key_version=version))
+    return True
+
+
+def retire_key_versions(tx: Transaction, study_id: UUID, least: int) -> None:
+    """Have every version below ``least`` refused from now on, and destroy what they were wrapped as (rule F4)."""
+    keys = tables.study_key.c
+    tx.execute(update(tables.study).where(_st.study_id == study_id).values(min_key_version=least))
+    tx.execute(
+        update(tables.study_key)
+        .where(keys.study_id == study_id, keys.version < least, keys.wrapped != "")
+        .values(wrapped="")
+    )

@@ -195,6 +195,7 @@ study = Table(
     _text("status"),
     Column("is_frozen", Boolean(), nullable=False),
     _number("key_version"),
+    _number("min_key_version"),
     _time("registered_at"),
     UniqueConstraint("study_code"),
 )
@@ -476,6 +477,8 @@ log = Table(
     Column("frontier", LargeBinary(), nullable=False),
     _time("last_at"),
     Column("mac", LargeBinary(32), nullable=False),
+    # Of the study's key: who comes to the end of the log with an older one has sealed with it, and begins anew.
+    _number("key_version"),
     PrimaryKeyConstraint("study_id", "segment"),
 )
 trail_entry = Table(

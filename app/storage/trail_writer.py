@@ -28,6 +28,8 @@ class LogHead:
     frontier: Frontier
     last_at: datetime
     mac: bytes
+    key_version: int
+    """Of the study's key, at the least; 1 for the service's own log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class NewEntry:
 _log = tables.log.c
 _e = tables.trail_entry.c
 _HEADS: Final = (
-    select(_log.segment, _log.origin, _log.size, _log.frontier, _log.last_at, _log.mac)
+    select(_log.segment, _log.origin, _log.size, _log.frontier, _log.last_at, _log.mac, _log.key_version)
     .where(_log.study_id == bindparam("study_id"))
     .order_by(_log.segment.desc())
     .limit(1)
@@ -117,7 +119,7 @@ def lock_head(tx: Transaction, study_id: UUID) -> LogHead | None:
         frontier, mac = Frontier(), b""
     if frontier.size != row.size:
         mac = b""
-    return LogHead(study_id, row.segment, row.origin, frontier, row.last_at, mac)
+    return LogHead(study_id, row.segment, row.origin, frontier, row.last_at, mac, row.key_version)
 
 
 def open_log(tx: Transaction, head: LogHead) -> None:
@@ -132,6 +134,7 @@ def open_log(tx: Transaction, head: LogHead) -> None:
             "frontier": head.frontier.to_bytes(),
             "last_at": head.last_at,
             "mac": head.mac,
+            "key_version": head.key_version,
         },
     )
 

@@ -32,6 +32,7 @@ def upgrade() -> None:
         sa.Column("frontier", sa.LargeBinary(), nullable=False),
         sa.Column("last_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("mac", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("key_version", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("study_id", "segment", name=op.f("pk_log")),
     )
     op.create_table(
@@ -96,6 +97,7 @@ def upgrade() -> None:
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("is_frozen", sa.Boolean(), nullable=False),
         sa.Column("key_version", sa.Integer(), nullable=False),
+        sa.Column("min_key_version", sa.Integer(), nullable=False),
         sa.Column("registered_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("study_id", name=op.f("pk_study")),
         sa.UniqueConstraint("study_code", name=op.f("uq_study_study_code")),

@@ -77,16 +77,17 @@ def _only_steps(*steps: str) -> Condition:
     )
 
 
+_KEY_VERSIONS: Final = ("key_version", "min_key_version")
 RULES: Final = {
     "trail_entry": Rule(),
     "trail_node": Rule(),
     "trail_restricted": Rule(("sealed", "key_version"), (_only_resealed("sealed"),)),
     "log": Rule(
-        ("size", "frontier", "last_at", "mac"),
+        ("size", "frontier", "last_at", "mac", "key_version"),
         (
             Condition(
                 "growth",
-                'NEW."size" < OLD."size" OR NEW."last_at" < OLD."last_at"'
+                'NEW."size" < OLD."size" OR NEW."last_at" < OLD."last_at" OR NEW."key_version" < OLD."key_version"'
                 f' OR NEW."size" = OLD."size" AND {_differs("frontier")}',
                 "a log only grows, and its time goes forward",
             ),
@@ -100,14 +101,22 @@ RULES: Final = {
     "principal": Rule(("display_name", "email", "is_active")),
     "role_grant": Rule(("revoked_at", "revoked_by"), (_only_once("revoked_at", "revoked_by"),)),
     "study": Rule(
-        ("title", "planned_subjects", "stock_floor", "backup_contact", "status", "is_frozen", "key_version"),
+        ("title", "planned_subjects", "stock_floor", "backup_contact", "status", "is_frozen", *_KEY_VERSIONS),
         (
             Condition("status", f"""OLD."status" = 'closed' AND {_differs("status")}""", "closed is for ever"),
             Condition("thaw", 'OLD."is_frozen" AND NOT NEW."is_frozen"', "a frozen definition stays frozen"),
-            Condition("rotation", 'NEW."key_version" < OLD."key_version"', "a key version only rises"),
+            Condition(
+                "rotation",
+                'NEW."key_version" < OLD."key_version" OR NEW."min_key_version" < OLD."min_key_version"'
+                ' OR NEW."min_key_version" > NEW."key_version"',
+                "key versions only rise, and the newest one is never retired",
+            ),
         ),
     ),
-    "study_key": Rule(),
+    "study_key": Rule(
+        ("wrapped",),
+        (Condition("rotation", f"""{_differs("wrapped")} AND NEW."wrapped" <> ''""", "a key is kept or destroyed"),),
+    ),
     "arm": Rule(),
     "factor": Rule(),
     "site": Rule(("name", "timezone", "is_active")),

@@ -42,7 +42,7 @@ UPDATES: Final = {
     "stored_answer": "fixed once",
     "stratum": "fixed growth",
     "study": "fixed rotation status thaw",
-    "study_key": "no_update",
+    "study_key": "fixed rotation",
     "subject_flag": "no_update",
     "trail_entry": "no_update",
     "trail_node": "no_update",

@@ -72,6 +72,11 @@ class Service:
             "SNOSE_WORKERS": str(workers),
         }
 
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What its processes, and an operator's commands beside them, are set by."""
+        return self._environment
+
     def create(self) -> str:
         """Make a new deployment in the empty database, and return the password issued to its first administrator."""
         migrate.upgrade(self.url)

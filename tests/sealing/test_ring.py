@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from app.domain.encoding import encode
 from app.domain.sealed import Column, Place, SealContext, Sealed
 from app.domain.words import Mode, StudyCode
-from app.errors import IntegrityBroken, KeyUnavailable, SealBroken
+from app.errors import IntegrityBroken, KeyRetired, KeyUnavailable, SealBroken
 from app.sealing.envelope import pad, read_token, write_token
 from app.sealing.ring import KeyRing
 from tests.sealing.builders import (
@@ -642,6 +642,7 @@ class TestDeploymentSecret:
             """A provider that gives back something else than it was given."""
 
             name = "forgetful"
+            weakness = None
 
             def wrap(self, secret: bytes, context: bytes) -> str:
                 return "wrapped"
@@ -716,3 +717,43 @@ class TestSecrecy:
             "A sealed value is not well formed.",
             "A sealed value names a key that is not of this study.",
         }
+
+
+class TestRetired:
+    """Versions of a study's key that are refused for ever (rule F4, threat test T26)."""
+
+    def test_refused(self, tmp_path: Path) -> None:
+        """What a retired version sealed does not open; what a newer one sealed does."""
+        ring = ring_of(tmp_path)
+        old = ring.seal(context_of(), PLAINTEXT)
+        add_version(ring, STUDY, 2)
+        new = ring.reseal(context_of(), old)
+        ring.retire_study_keys(STUDY, 2)
+        assert ring.open(context_of(), new) == PLAINTEXT
+        with pytest.raises(KeyRetired, match="was retired"):
+            ring.open(context_of(), old)
+        assert not ring.holds(STUDY, 1)
+        assert ring.newest_version(STUDY) == 2
+
+    def test_for_ever(self, tmp_path: Path) -> None:
+        """A retired version is not taken in again, and no lower bound brings it back."""
+        ring = ring_of(tmp_path, studies=((STUDY, 1), (STUDY, 2)))
+        old = ring_of(tmp_path).seal(context_of(), PLAINTEXT)
+        ring.retire_study_keys(STUDY, 2)
+        ring.retire_study_keys(STUDY, 1)
+        add_version(ring, STUDY, 1)
+        with pytest.raises(KeyRetired):
+            ring.open(context_of(), old)
+
+    def test_of_one_study(self, tmp_path: Path) -> None:
+        """Other studies keep theirs, and a key that never was is not called retired."""
+        ring = ring_of(tmp_path)
+        other = context_of(study_code=OTHER_STUDY)
+        sealed = ring.seal(other, PLAINTEXT)
+        add_version(ring, STUDY, 2)
+        ring.retire_study_keys(STUDY, 2)
+        assert ring.open(other, sealed) == PLAINTEXT
+        unknown = Sealed(ring.seal(context_of(), PLAINTEXT).token.replace("v1.s2.", "v1.s7."))
+        with pytest.raises(SealBroken, match="not of this study") as refused:
+            ring.open(context_of(), unknown)
+        assert not isinstance(refused.value, KeyRetired)

@@ -81,6 +81,7 @@ class TestRound:
         with failing(house, *[Fault.DOWN] * 9) as deployment, capture_logs() as logs:
             Keeper(deployment).round()
         assert [(log["step"], log["kind"]) for log in logs] == [
+            ("take_in_keys", "DatabaseUnavailable"),
             ("compare", "DatabaseUnavailable"),
             ("put_aside", "DatabaseUnavailable"),
             ("publish", "DatabaseUnavailable"),

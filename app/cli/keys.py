@@ -1,0 +1,141 @@
+"""`snose keys`: rotation of the wrapping, of study keys and of signing keys.
+
+On PostgreSQL it runs beside the service, in a process of its own. SQLite has one process: stop the service first.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from app.domain.words import StudyCode
+from app.errors import UnsafeSetting
+from app.main import key_provider, surroundings
+from app.sealing.providers import KeyFileProvider, KeyProvider
+from app.services import keys
+from app.services.context import Deployment, SystemEntropy
+from app.services.startup import Surroundings, unseal
+from app.settings import KeyProviderKind, Settings
+
+command = typer.Typer(name="keys", help="The life of the keys.", no_args_is_help=True)
+rotate = typer.Typer(name="rotate", help="Renew a key while the service runs.", no_args_is_help=True)
+command.add_typer(rotate)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout.")]
+_LINE_EVERY: Final = 10
+"""Percent between two lines where there is no terminal."""
+
+
+@rotate.command()
+def study(
+    study_code: Annotated[str, typer.Argument(help="Code of the study.")],
+    batch: Annotated[int, typer.Option(min=1, max=10_000, help="Rows sealed anew in one transaction.")] = keys.BATCH,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Seal everything of a study under a new key and retire the old one; goes on where an earlier run was cut off."""
+    with _deployment(Settings()) as deployment, _progress(study_code) as tell:
+        rotated = keys.rotate_study_key(deployment, StudyCode(study_code), tell, batch)
+    _say(
+        as_json,
+        {"study_code": study_code, "version": rotated.version, "rows": rotated.rows},
+        f"Everything of {study_code} lies under version {rotated.version} of its key. Older versions are refused and destroyed.",
+    )
+
+
+@rotate.command()
+def signing(*, as_json: AsJson = False) -> None:
+    """Make a new signing key, handed over to by the old one; running workers take it in within a minute."""
+    with _deployment(Settings()) as deployment:
+        version = keys.rotate_signing_key(deployment)
+        vkey = deployment.signing.vkey(version).text()
+    _say(as_json, {"version": version, "key": vkey}, f"Version {version} of the signing key signs from now on:\n{vkey}")
+
+
+@rotate.command()
+def wrapping(
+    to: Annotated[KeyProviderKind | None, typer.Option(help="Provider to move to; default: the present one.")] = None,
+    new_key_file: Annotated[
+        Path | None, typer.Option(help="For `file`: the new key file; made when it is not there.")
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Wrap the deployment secret by a new key file, by Vault, or by the newest version of Vault's key."""
+    settings = Settings()
+    kind = to or settings.key_provider
+    target, then = _target(settings, kind, new_key_file)
+    with _surroundings(settings) as around:
+        moved = keys.rewrap_secret(around, settings.mode, target)
+    done = "The deployment secret is wrapped anew." if moved else "This had been done before; nothing was changed."
+    _say(as_json, {"moved": moved, "provider": kind.value}, f"{done} {then}")
+
+
+def _target(settings: Settings, kind: KeyProviderKind, new_key_file: Path | None) -> tuple[KeyProvider, str]:
+    """Return the provider to move to, and what the operator does then."""
+    if kind is KeyProviderKind.VAULT:
+        if new_key_file is not None:
+            raise UnsafeSetting("--new-key-file belongs to --to file.")
+        there = settings.model_copy(update={"key_provider": kind})
+        provider = key_provider(there, SystemEntropy())
+        if settings.key_provider is kind:
+            return provider, "Raise min_decryption_version of the key, so that older versions open nothing."
+        return provider, f"Set SNOSE_KEY_PROVIDER=vault, restart, run snose doctor, then destroy {settings.key_file}."
+    if new_key_file is None or new_key_file.absolute() == settings.key_file.absolute():
+        raise UnsafeSetting("Name a key file of its own for the new key: --new-key-file PATH.")
+    if not new_key_file.exists():
+        KeyFileProvider.create(new_key_file, SystemEntropy().draw("key file", 32))
+    old = str(settings.key_file) if settings.key_provider is KeyProviderKind.FILE else "the key in Vault"
+    after = (
+        f"Set SNOSE_KEY_PROVIDER=file and SNOSE_KEY_FILE={new_key_file}, restart, run snose doctor, then destroy {old}."
+    )
+    return KeyFileProvider(new_key_file, SystemEntropy()), after
+
+
+@contextmanager
+def _surroundings(settings: Settings) -> Iterator[Surroundings]:
+    around = surroundings(settings)
+    try:
+        around.database.be_the_only_process()
+        yield around
+    finally:
+        around.database.close()
+
+
+@contextmanager
+def _deployment(settings: Settings) -> Iterator[Deployment]:
+    with _surroundings(settings) as around:
+        yield unseal(around, settings.mode)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[keys.Tell]:
+    """Give a function that hears how many of how many are done: a bar on a terminal, a line for every tenth elsewhere."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    told = -1
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        percent = done * 100 // total if total else 100
+        if percent >= told + _LINE_EVERY or (percent == 100 and told != 100):  # noqa: PLR2004  # all of it
+            told = percent
+            sys.stderr.write(f"{what}: {done} of {total} rows\n")
+            sys.stderr.flush()
+
+    yield tell
+
+
+def _say(as_json: bool, values: dict[str, object], text: str) -> None:  # the option of every command
+    typer.echo(json.dumps(values) if as_json else text)
