@@ -19,14 +19,18 @@ from typer.testing import CliRunner, Result
 from app.cli.witness import command
 from app.domain.notes import join_note, parse_signatures, split_note
 from app.domain.witnessing import Submission
+from app.domain.words import Mode
 from app.errors import SnoseError, UnsafeSetting
-from app.sealing.cosigning import verify_cosignature
+from app.main import surroundings
+from app.sealing.cosigning import Cosigner, verify_cosignature
+from app.settings import Settings
 from app.storage.witness_state import WitnessState
 from tests.security.evidence_builders import NAME as LOG_NAME
 from tests.security.evidence_builders import ORIGIN, SIGNER, THIEF, Signer
 from tests.witnesses import Log, WitnessAtWork, new_folder, stranger_line, two_signatures
 
 ROOT: Final = Path(__file__).parent.parent
+WITNESS_KEY: Final = Cosigner("witness.example.org/w1", bytes(32)).vkey
 LOG: Final = Log(SIGNER, ORIGIN)
 FORK: Final = Log(SIGNER, ORIGIN, other=6)
 
@@ -191,6 +195,25 @@ class TestRefusals:
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda n: send(witness.url, (LOG, FORK)[n % 2].request(5, 20 + n // 2)), range(16)))
         assert [answer.status_code for answer in answers].count(200) == 1
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("url", "key", "said"),
+        [
+            ("http://127.0.0.1:8010", None, "SNOSE_WITNESS_KEY"),
+            ("http://127.0.0.1:8010", SIGNER.vkey, "SNOSE_WITNESS_KEY"),
+            (None, WITNESS_KEY, "SNOSE_WITNESS_URL"),
+            ("ftp://127.0.0.1", WITNESS_KEY, "SNOSE_WITNESS_URL"),
+        ],
+    )
+    def test_half_said(self, tmp_path: Path, url: str | None, key: str | None, said: str) -> None:
+        """A witness needs an address and its own kind of key; else the service does not start without one unseen. [F2]"""
+        settings = Settings(
+            mode=Mode.TEST, database_url=f"sqlite:///{tmp_path / 'x'}", witness_url=url, witness_key=key
+        )
+        with pytest.raises(UnsafeSetting, match=said):
+            surroundings(settings)
 
 
 class Command:
