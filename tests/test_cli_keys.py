@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from app.storage.database import Database
 from tests.test_cli import INIT, operator, snose
 
@@ -15,6 +17,8 @@ def deployed(folder: Path, url: str) -> dict[str, str]:
 
 
 class TestRotate:
+    # On PostgreSQL the command is run beside the service in tests/reliability/test_rotation.py.
+    @pytest.mark.parametrize("database_kind", ["sqlite"])
     def test_wrapping_and_signing(self, migrated_database_url: str, tmp_path: Path) -> None:
         """A new key file and a new signing key, each by one command that says what to do next. [F4, INT-05]"""
         environment = deployed(tmp_path, migrated_database_url)
@@ -35,10 +39,9 @@ class TestRotate:
         unknown = snose(tmp_path, "keys", "rotate", "study", "NOPE", **renewed)
         assert (unknown.returncode, unknown.stderr.strip()) == (1, "There is no study NOPE.")
 
+    @pytest.mark.parametrize("database_kind", ["sqlite"])
     def test_beside_a_running_service(self, database_url: str, tmp_path: Path) -> None:
         """SQLite has one process: the command asks for the service to be stopped first. [custody: transactions]"""
-        if not database_url.startswith("sqlite"):
-            return
         assert snose(tmp_path, "migrate", **operator(tmp_path, database_url)).returncode == 0
         environment = deployed(tmp_path, database_url)
         serving = Database(database_url)
