@@ -1,6 +1,8 @@
 """`create_app`: the only place where things are put together."""
 
+import ctypes
 import logging
+import resource
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -29,7 +31,7 @@ from app.api import (
 from app.api.description import DescribedService
 from app.api.doors import BREAKING, Door, DoorRoute, context_of, deployment_of, study_of
 from app.api.edge import Edge
-from app.api.problems import field_of, of_error, of_http, of_validation, request_id_of
+from app.api.problems import entered_field_of, of_error, of_http, of_validation, request_id_of
 from app.domain.entropy import Entropy
 from app.domain.notes import NoteMalformed, parse_witness_key
 from app.errors import KeyUnavailable, RevealUnavailable, SnoseError, Unavailable, UnsafeSetting
@@ -56,6 +58,8 @@ DOORS: Final = (
     trail.door,
 )
 """Every feature's routes."""
+_PR_SET_DUMPABLE: Final = 4
+"""Of ``linux/prctl.h``."""
 _log: Final = structlog.get_logger("snose.main")
 
 
@@ -121,8 +125,18 @@ def key_provider(settings: Settings, entropy: Entropy) -> KeyProvider:
 
 def create_from_environment() -> FastAPI:
     """Return the application as the environment sets it; what a worker process runs."""
+    refuse_core_dumps()
     configure_logs()
     return create_app(Settings())
+
+
+def refuse_core_dumps() -> None:
+    """Let no memory of this process reach a disk by a crash: it holds keys, and arms (`custody.md`, "Keys")."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        # Where cores are piped to a program, the limit does not bind; a process that is not dumpable has none (core(5)). The
+        # mark ends with exec, so a worker, which is a new program, sets it anew.
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def configure_logs() -> None:
@@ -219,7 +233,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     try:
         deployment_of(request)
         context = getattr(request.state, "context", None) or context_of(request)
-        fields = sorted({field_of(fault["loc"]) for fault in invalid.errors()})
+        fields = sorted({entered_field_of(fault) for fault in invalid.errors()})
         await run_in_threadpool(audited.admit_invalid, context, study_of(request), fields)
     except SnoseError as refusal:
         return await _on_error(request, refusal)

@@ -126,6 +126,16 @@ def field_of(location: tuple[int | str, ...]) -> str:
     return ".".join(named) or "body"
 
 
+def entered_field_of(fault: Mapping[str, Any]) -> str:
+    """Return what the trail says of a fault: the field of the request that it lies in, and nothing that was typed (rule E1).
+
+    What is below a field may be a key that the caller made up, and so may a field that does not belong there.
+    """
+    location = [part for part in fault["loc"] if part not in {"body", "path", "query", "header"}]
+    is_made_up = fault["type"] == "extra_forbidden" and len(location) == 1
+    return "?" if is_made_up else field_of(tuple(location[:1]))
+
+
 def of_http(error: HTTPException, request_id: str) -> Response:
     """Return the problem of what the framework itself refuses: no such route, no such method."""
     status = error.status_code

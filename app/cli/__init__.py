@@ -16,7 +16,7 @@ from app.cli import witness as witness_command
 from app.cli.serving import serve as serve_until_stopped
 from app.domain.words import Mode
 from app.errors import SnoseError
-from app.main import configure_logs, surroundings
+from app.main import configure_logs, refuse_core_dumps, surroundings
 from app.sealing.providers import KeyFileProvider
 from app.services import safety, startup
 from app.services.context import SystemEntropy
@@ -41,6 +41,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON on 
 
 def main() -> None:
     """Run the command; what goes wrong is said in one plain sentence, never as a traceback."""
+    refuse_core_dumps()
     try:
         command()
     except SnoseError as error:

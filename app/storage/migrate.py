@@ -7,8 +7,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, inspect
+from sqlalchemy.exc import DBAPIError
 
+from app.errors import DatabaseUnavailable
 from app.storage.database import Database, Transaction
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -39,7 +42,10 @@ def table_names(tx: Transaction) -> list[str]:
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    """Bring the database at ``url`` to ``revision``, each migration in a transaction of its own."""
+    """Bring the database at ``url`` to ``revision``, each migration in a transaction of its own.
+
+    Raises ``DatabaseUnavailable`` when one fails, which is rolled back.
+    """
     _run(url, lambda configuration: command.upgrade(configuration, revision))
 
 
@@ -55,5 +61,16 @@ def _run(url: str, step: Callable[[Config], None]) -> None:
             database.sqlite_file.touch(mode=0o600, exist_ok=True)
         with database.engine.connect() as connection:
             step(_configuration(connection))
+    except DBAPIError as error:
+        # What the driver says may hold values of a row (BLD-13): its name and the state of the database must do.
+        state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "sqlite_errorname", None) or "no state"
+        message = (
+            f"The migration failed and was rolled back ({type(error.orig).__name__}, {state}). "
+            "The database stands as the last finished revision left it; its own log says more."
+        )
+        raise DatabaseUnavailable(message) from None
+    except CommandError:
+        message = "The database or the command names a revision that this release does not know."
+        raise DatabaseUnavailable(message) from None
     finally:
         database.close()

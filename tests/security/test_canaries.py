@@ -41,6 +41,7 @@ class Aboard:
     def __init__(self, play: Play, output: Output, printed: str, problems: list[bytes], codes: set[str]) -> None:
         self.written = {"log": "\n".join(output.log()), "metrics": output.metrics(), "stdout and stderr": printed}
         self.problems = problems
+        self.trail = b"\n".join(play.house.bodies()).decode()
         self.codes = codes
         people = [play.admin, *(person for held in play.people.values() for person in held)]
         self.secrets = {
@@ -159,6 +160,13 @@ class TestCanaries:
             if word in text
         ]
         assert found == []
+
+    def test_public_trail(self, aboard: Aboard) -> None:
+        """Nothing free that was typed, and no secret, is entered in clear: no name of a field either. [AUD-08, E1, E3]"""
+        free = ("reason", "narrative", "password", "token", "unknown field", "lot", "label", "treatment", "contact")
+        assert [name for name in free if TYPED[name].lower() in aboard.trail.lower()] == []
+        assert [secret for secret in aboard.secrets if secret in aboard.trail] == []
+        assert '"fields":"?"' in aboard.trail
 
     def test_problems(self, aboard: Aboard) -> None:
         """A problem echoes nothing that was sent, and a fault of our own says nothing but its request id. [rule G1]"""
