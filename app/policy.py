@@ -261,10 +261,8 @@ def _decide_by_grants(action: Action, principal: Principal, study: StudyCode | N
     everywhere = [grant for grant in giving if grant.site_code is None]
     if everywhere:
         return Decision(everywhere[0].role, None)
-    roles: dict[SiteCode, Role] = {}
-    for grant in giving:
-        if grant.site_code is not None:
-            roles.setdefault(grant.site_code, grant.role)
+    # Backwards, so that of several roles at one site the first is told.
+    roles = {grant.site_code: grant.role for grant in reversed(giving) if grant.site_code is not None}
     return Decision(giving[0].role, frozenset(roles), roles)
 
 

@@ -11,13 +11,14 @@ from httpx2 import Response
 from sqlalchemy import text
 
 from app.domain.words import Action
-from app.errors import AlreadyExists, Invalid
+from app.errors import AlreadyExists, DatabaseUnavailable, Invalid
 from app.identity.tokens import token_digest
 from app.services import audited, pages, people
 from app.services.audited import Act
 from app.services.context import RequestContext
 from app.storage import people as people_rows
 from tests import harness
+from tests.doors import Fault, context, failing
 from tests.harness import House, SeededEntropy, expect
 
 
@@ -173,3 +174,48 @@ def test_an_unknown_caller_costs_no_hash(house: House) -> None:
     body = {"username": "m.rossi", "display_name": "Dr Rossi", "email": "m@example.org"}
     expect(house.send("POST", "/v1/people", json=body), 401)
     expect(house.send("POST", "/v1/people/admin/reset"), 401)
+
+
+class TestLastLines:
+    """What other checks refuse first, and the use cases refuse all the same."""
+
+    def test_step_up_without_a_factor(self, house: House) -> None:
+        """Where a factor was cut out of the database, no code is taken. [rule D3]"""
+        doctor = house.person("investigator")
+        token = doctor.token()
+        with house.deployment.database.transaction() as tx:
+            tx.execute(text("UPDATE credential SET totp_secret = NULL"))
+        answer = house.send("POST", "/v1/sessions/step-up", token=token, json={"otp": doctor.code()})
+        assert expect(answer, 401)["code"] == "invalid_code"
+
+    def test_step_that_a_rival_claimed(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A step is claimed in the database, too: who comes second has no proof. [rule D3]"""
+        doctor = house.person("investigator")
+        token, code = doctor.token(), doctor.code()
+        monkeypatch.setattr(people_rows, "claim_one_time_step", lambda *_: False)
+        answer = house.send("POST", "/v1/sessions/step-up", token=token, json={"otp": code})
+        assert expect(answer, 401)["code"] == "invalid_code"
+
+    def test_password_of_a_machine(self, house: House) -> None:
+        """A machine has no password to change. [USR-05]"""
+        body = {"current": "whatever it may be", "new": "heron at dawn over the water"}
+        assert (
+            expect(house.machine(study=None, role=None).post("/v1/me/password", json=body), 403)["code"] == "forbidden"
+        )
+
+    def test_session_that_ended_between_two_looks(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whoever was nobody when a password was to be issued is given none. [USR-10]"""
+        house.admin.token()
+        monkeypatch.setattr(people, "_find_caller", lambda *_: None)
+        body = {"username": "new.one", "display_name": "New One", "email": "new.one@example.org"}
+        assert expect(house.admin.post("/v1/people", json=body), 401)["code"] == "not_authenticated"
+        body = {"current": house.admin.password, "new": "heron at dawn over the water"}
+        assert expect(house.admin.post("/v1/me/password", json=body), 401)["code"] == "not_authenticated"
+
+    def test_turn_that_never_comes(self, house: House) -> None:
+        """Tries that cannot be counted open nothing. [rule D3, USR-10]"""
+        doctor = house.person("investigator")
+        with failing(house, *[Fault.AGAIN] * 20) as deployment:
+            ctx = context(house, Action.STEP_UP, doctor, deployment=deployment)
+            with pytest.raises(DatabaseUnavailable):
+                people.step_up(ctx, doctor.code())

@@ -6,7 +6,7 @@ import pytest
 
 from app.domain.words import Role
 from tests.harness import STUDY, STUDY_BODY, Caller, House, expect
-from tests.running_study import S, running_study
+from tests.running_study import S, execute, running_study, tampering
 
 SITE: dict[str, Any] = {"site_code": "03", "name": "Third", "timezone": "Asia/Shanghai"}
 
@@ -54,6 +54,14 @@ class TestRegisterStudy:
 
 
 class TestSites:
+    def test_activated_without_a_back_up_contact(self, house: House) -> None:
+        """A study whose contact was cut out of the database opens no further site. [EUB-16, rule D4]"""
+        study = running_study(house, subjects=0)
+        with tampering(study, "study"):
+            execute(study, "UPDATE study SET backup_contact = ''")
+        problem = expect(study.study_admin.post(f"{S}/sites/02/activation", step_up=True), 409)
+        assert "a back-up contact for code breaks" in problem["detail"]
+
     def test_activated_twice(self, house: House) -> None:
         """A site is activated once; the second word changes nothing. [ASG-01, rule G2]"""
         study = running_study(house, subjects=0)
