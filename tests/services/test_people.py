@@ -184,7 +184,7 @@ class TestLastLines:
         doctor = house.person("investigator")
         token = doctor.token()
         with house.deployment.database.transaction() as tx:
-            tx.execute(text("UPDATE credential SET totp_secret = NULL"))
+            tx.execute(text("UPDATE credential SET sealed_totp_secret = NULL"))
         answer = house.send("POST", "/v1/sessions/step-up", token=token, json={"otp": doctor.code()})
         assert expect(answer, 401)["code"] == "invalid_code"
 
