@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, Self
 from unittest.mock import patch
 
 import structlog
@@ -140,7 +140,7 @@ class Play(Trial):
     house: House
 
     @classmethod
-    def in_house(cls, house: House, length: int = LIST_LENGTH) -> "Play":
+    def in_house(cls, house: House, length: int = LIST_LENGTH) -> Self:
         recorder = Recorder(house.client)
         admin = Person("admin", house.admin.password, house.admin.totp_secret, (Role.SERVICE_ADMIN,))
         clock = house.clock
@@ -188,7 +188,7 @@ class Play(Trial):
             self.recorder.speaker = name_of(who)
         try:
             if content is not None:
-                sent["Content-Type"] = "application/json"
+                sent.setdefault("Content-Type", "application/json")
                 return self.recorder.request(method, path, headers=sent, content=content)
             return self.recorder.request(method, path, json=body, headers=sent)
         finally:
@@ -523,14 +523,17 @@ class Play(Trial):
         Keeper(self.house.deployment).round()
 
     def run_short(self) -> None:
-        """Play what kits and stock are about, without the readings of everybody and without the end."""
+        """Play what kits and stock are about, with few readings and without the end."""
         self.prepare()
         enrolled = self.protocol.planned_subjects - 6
         for number in range(1, enrolled + 1):
             self.enrol(number)
-        for number in range(1, 9):
-            self.kits_of(number)
+        given = [self.kits_of(number)[0]["kit_code"] for number in range(1, 9)]
+        for code in given[1:]:
+            self.dispense(1, code)
         self.go_to_the_floor(enrolled)
+        for path in self.readable([1, 5]):
+            self.tell(self.who(Role.PHARMACIST), "GET", path)
 
     def run(self) -> bytes:
         """Play the whole script and return the final package."""

@@ -47,8 +47,10 @@ from app.services.evidence import OpenedKit, open_kit
 from app.storage import kits as stored_kits
 from app.storage.kits import Assignable, SealedKit
 from tests.harness import SeededEntropy
-from tests.security.script import ANONYMOUS, LIST_LENGTH, Exchange, Play, listening, protocol_of, running
+from tests.security.operations import Operation
+from tests.security.script import ANONYMOUS, LIST_LENGTH, Exchange, listening, protocol_of, running
 from tests.security.truth import KitTruth, open_kits
+from tests.security.whole_script import WholePlay
 
 # -- what differs between twins ----------------------------------------------------------------------------------------
 
@@ -179,6 +181,8 @@ class Recording:
     kits: Mapping[str, KitTruth] = field(repr=False)
     numbers: frozenset[str]
     package: bytes = field(repr=False)
+    operations: Sequence[Operation] = field(repr=False)
+    """Every operation of the document that the build gives."""
 
 
 def play(
@@ -196,8 +200,9 @@ def play(
         listening() as output,
         running(url, folder, **chance) as house,
     ):
-        script = Play.in_house(house, length)
-        script.block_sizes = twin.block_sizes
+        script = WholePlay.in_house(house, length)
+        script.block_sizes, script.import_label = twin.block_sizes, twin.kit_label
+        script.thorough = length > LIST_LENGTH
         package = b""
         if leak is None:
             package = script.run()
@@ -205,11 +210,23 @@ def play(
             script.run_short()
         found = open_kits(house.deployment, StudyCode(script.protocol.study_code))
         answered = [
-            json.loads(one.body) for one in script.recorder.exchanges if one.method == "POST" and one.status == 201
+            json.loads(one.body)
+            for one in script.recorder.exchanges
+            # An act whose COMMIT went unheard is answered by the next try, from store.
+            if one.method == "POST" and one.status in {200, 201} and one.path.endswith("/allocations")
         ]
-        numbers = frozenset(one["randomization_number"] for one in answered if "randomization_number" in one)
+        numbers = frozenset(one["randomization_number"] for one in answered)
         return Recording(
-            twin, script.recorder.exchanges, output.log(), output.metrics(), house.bodies(), found, numbers, package
+            twin,
+            script.recorder.exchanges,
+            # A sealed service says which file it cannot read: the place is the test's own.
+            [line.replace(str(folder), "...") for line in output.log()],
+            output.metrics(),
+            house.bodies(),
+            found,
+            numbers,
+            package,
+            script.operations() if leak is None else (),
         )
 
 
@@ -310,7 +327,7 @@ def _note_spots(note: str, path: str) -> Iterator[tuple[str, str]]:
 
 def _is_json(exchange: Exchange) -> bool:
     kind = dict(exchange.headers).get("content-type", "")
-    return kind.partition(";")[0] in {"application/json", "application/problem+json"}
+    return bool(exchange.body) and kind.partition(";")[0] in {"application/json", "application/problem+json"}
 
 
 def _body_spots(exchange: Exchange) -> Iterator[tuple[str, str]]:
