@@ -23,13 +23,11 @@ from tests.security.leak_game.guessing import (
     follow,
     gathered,
 )
-from tests.security.leak_game.reader import Features, Known
+from tests.security.leak_game.reader import Known
 from tests.security.leak_game.world import by_delivery
 
 Things: TypeAlias = tuple[Columns, Sequence[int], Sequence[str]]
 """What is known of each of some things, its class, and the name of what was decided together with it."""
-Pairs: TypeAlias = Iterator[tuple[str, Features, Features]]
-"""The name of what was decided together, the right one, and the wrong one."""
 Orders: TypeAlias = Iterator[tuple[str, str, bool]]
 """The name of what was decided together, an order, and whether it was right to guess by it."""
 Trio: TypeAlias = tuple[str, int, int, int]
@@ -114,9 +112,10 @@ def kits_as_made(known: Known) -> Trios:
 
 
 def kits_left(known: Known) -> Trios:
-    """Kits of one consignment that were never given to anybody and share their status, by everything."""
+    """Kits of one consignment, which others were given of, that nobody was given and that share their status: by everything."""
     given = {draw.kit_code for draw in known.played.draws}
-    codes = [code for code in known.kits.keys if code not in given]
+    used = {known.consignment_of[code] for code in given}
+    codes = [code for code in known.kits.keys if code not in given and known.consignment_of[code] in used]
     status = known.status_of
     trios = _trios(codes, _grouped(known, codes), known, lambda one, other: status[one] == status[other])
     return known.kits.of_some(codes), len(codes), list(trios)
@@ -181,7 +180,7 @@ def _around(known: Known, name: str, given: str, values: Mapping[str, float], ch
             yield of, order, former
 
 
-def refused(known: Known) -> Pairs:
+def refused(known: Known) -> Orders:
     """Two slots asked for at a site that was short, beside one that was refused there: were they refused too?"""
     chance = random.Random("refused")
     for (site, delivery), period in by_delivery(known.played.asked).items():
@@ -193,11 +192,9 @@ def refused(known: Known) -> Pairs:
             same = [other for other in outcome if other != slot and arms[other] == arms[slot]]
             different = [other for other in outcome if arms[other] != arms[slot]]
             if same and different:
-                yield (
-                    f"{site} {delivery}",
-                    {"refused too": float(outcome[chance.choice(same)])},
-                    {"refused too": float(outcome[chance.choice(different)])},
-                )
+                like, unlike = outcome[chance.choice(same)], outcome[chance.choice(different)]
+                if like != unlike:
+                    yield f"{site}/{delivery}", "refused too", like
 
 
 def _ordered(orders: Callable[[Known], Orders], studies: Sequence[Known]) -> Told:
@@ -206,15 +203,6 @@ def _ordered(orders: Callable[[Known], Orders], studies: Sequence[Known]) -> Tol
         for of, order, is_right in orders(known):
             told[order][f"{at} {of}"].append(0.5 if is_right else -0.5)
     return told
-
-
-def _chosen(pairs: Callable[[Known], Pairs], studies: Sequence[Known]) -> Examination:
-    found = [(f"{at} {of}", right, wrong) for at, known in enumerate(studies) for of, right, wrong in pairs(known)]
-    things = [features for _, right, wrong in found for features in (right, wrong)]
-    names = sorted({name for features in things for name in features})
-    columns: Columns = {name: array("d", (features.get(name, 0.0) for features in things)) for name in names}
-    clusters = _numbered(of for of, _, _ in found for _ in range(2))
-    return Examination(columns, [1, 0] * len(found), clusters)
 
 
 # -- what is no leak, and must be known ----------------------------------------------------------------------------------
@@ -252,14 +240,12 @@ _PAIRS: Final[dict[str, Callable[[Known], Trios]]] = {
     "pairs of kits as made": kits_as_made,
     "pairs of kits left": kits_left,
 }
-_CHOICES: Final[dict[str, Callable[[Known], Pairs]]] = {
-    "refused": refused,
-}
 _ORDERS: Final[dict[str, Callable[[Known], Orders]]] = {
     "passed over": passed_over,
     "other consignments": other_consignments,
+    "refused": refused,
 }
-GAMES: Final = (*_SINGLES, *_PAIRS, *_ORDERS, *_CHOICES)
+GAMES: Final = (*_SINGLES, *_PAIRS, *_ORDERS)
 
 
 def guess(game: str, learnt: Sequence[Known], asked: Sequence[Known]) -> Finding:
@@ -268,6 +254,4 @@ def guess(game: str, learnt: Sequence[Known], asked: Sequence[Known]) -> Finding
         return examine(_single(_SINGLES[game], learnt), _single(_SINGLES[game], asked))
     if game in _PAIRS:
         return examine(_paired(_PAIRS[game], learnt), _paired(_PAIRS[game], asked))
-    if game in _ORDERS:
-        return follow(_ordered(_ORDERS[game], learnt), _ordered(_ORDERS[game], asked))
-    return examine(_chosen(_CHOICES[game], learnt), _chosen(_CHOICES[game], asked))
+    return follow(_ordered(_ORDERS[game], learnt), _ordered(_ORDERS[game], asked))

