@@ -206,8 +206,9 @@ class TestPreparation:
     def test_kit_of_another_arm(self, running: RunningStudy) -> None:
         """A kit of another arm, bound with the right key, is not what the subject was given. [rules C3, B10]"""
         running.allocate("01-0003")
+        expect(running.investigator.post(f"{S}/subjects/01-0003/kits", json={"visit": "V2"}), 201)
         with tampering(running, "kit_assignment"), acting(running.house) as act:
-            (assignment,) = kits.list_assignments(act.tx, act.study.study_id, SubjectKey("01-0003"))
+            _, assignment = kits.list_assignments(act.tx, act.study.study_id, SubjectKey("01-0003"))
             _, bound = evidence.open_assigned_kit(act, assignment)
             free = [kits.find_kit(act.tx, act.study.study_id, KitCode(code)) for code in running.kit_codes]
             opened = [
