@@ -1,9 +1,5 @@
-"""`create_app`: the only place where things are put together."""
+"""`create_app`: the only place where the API is put together."""
 
-import ctypes
-import logging
-import resource
-import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Final, cast
@@ -32,19 +28,12 @@ from app.api.description import DescribedService
 from app.api.doors import BREAKING, Door, DoorRoute, context_of, deployment_of, study_of
 from app.api.edge import Edge
 from app.api.problems import entered_field_of, of_error, of_http, of_validation, request_id_of
-from app.domain.entropy import Entropy
-from app.domain.notes import NoteMalformed, parse_witness_key
-from app.errors import KeyUnavailable, RevealUnavailable, SnoseError, Unavailable, UnsafeSetting
-from app.sealing.providers import KeyFileProvider, KeyProvider
-from app.sealing.vault import AppRole, TokenFile, VaultTransitProvider
+from app.errors import KeyUnavailable, RevealUnavailable, SnoseError, Unavailable
 from app.services import audited
-from app.services.context import Clock, Limits, SystemEntropy, system_clock
 from app.services.keeper import Keeper
 from app.services.startup import Surroundings, unseal
-from app.settings import KeyProviderKind, Settings
-from app.storage.database import Database
-from app.storage.sink import FileSink
-from app.storage.witness_client import WitnessClient
+from app.settings import Settings
+from app.surroundings import configure_logs, refuse_core_dumps, surroundings
 
 DOORS: Final = (
     people.door,
@@ -58,69 +47,7 @@ DOORS: Final = (
     trail.door,
 )
 """Every feature's routes."""
-_PR_SET_DUMPABLE: Final = 4
-"""Of ``linux/prctl.h``."""
 _log: Final = structlog.get_logger("snose.main")
-
-
-def surroundings(
-    settings: Settings,
-    clock: Clock = system_clock,
-    entropy: Entropy | None = None,
-    list_entropy: Entropy | None = None,
-) -> Surroundings:
-    """Return what the settings say a deployment stands on; tests hand in a clock and seeded entropy."""
-    chance = entropy or SystemEntropy()
-    return Surroundings(
-        database=Database(settings.url(), settings.threads),
-        provider=key_provider(settings, chance),
-        sink=FileSink(settings.checkpoint_file),
-        limits=Limits(
-            session_length=settings.session_length(),
-            password_max_age=settings.password_max_age(),
-            backup_contact=settings.backup_contact,
-        ),
-        clock=clock,
-        list_entropy=list_entropy or SystemEntropy(),
-        entropy=chance,
-        witness=_witness(settings),
-    )
-
-
-def _witness(settings: Settings) -> tuple[WitnessClient, str] | None:
-    """Return the witness that the settings name; raise ``UnsafeSetting`` for what is half said or no key."""
-    if settings.witness_url is None and settings.witness_key is None:
-        return None
-    try:
-        key = parse_witness_key(settings.witness_key or "")
-    except NoteMalformed as error:
-        message = f"SNOSE_WITNESS_KEY is not the verification key of a witness: {error}."
-        raise UnsafeSetting(message) from None
-    if not (settings.witness_url or "").startswith(("http://", "https://")):
-        message = "SNOSE_WITNESS_URL is the address of the witness, http://host:port or https://host."
-        raise UnsafeSetting(message)
-    return WitnessClient(settings.witness_url or ""), key.text()
-
-
-def key_provider(settings: Settings, entropy: Entropy) -> KeyProvider:
-    """Return who keeps the key above all keys, as the settings say; raise ``UnsafeSetting`` for what cannot be or is half said."""
-    if settings.key_provider is KeyProviderKind.FILE:
-        return KeyFileProvider(settings.key_file, entropy)
-    token_file, role_id, secret_id_file = (
-        settings.vault_token_file,
-        settings.vault_role_id,
-        settings.vault_secret_id_file,
-    )
-    if token_file is not None and role_id is None and secret_id_file is None:
-        known_by: TokenFile | AppRole = TokenFile(token_file)
-    elif token_file is None and role_id is not None and secret_id_file is not None:
-        known_by = AppRole(role_id, secret_id_file)
-    else:
-        message = "Set SNOSE_VAULT_TOKEN_FILE, or SNOSE_VAULT_ROLE_ID with SNOSE_VAULT_SECRET_ID_FILE, and not both."
-        raise UnsafeSetting(message)
-    return VaultTransitProvider(
-        settings.vault_addr, known_by, settings.vault_mount, settings.vault_key, settings.vault_ca_file
-    )
 
 
 def create_from_environment() -> FastAPI:
@@ -128,29 +55,6 @@ def create_from_environment() -> FastAPI:
     refuse_core_dumps()
     configure_logs()
     return create_app(Settings())
-
-
-def refuse_core_dumps() -> None:
-    """Let no memory of this process reach a disk by a crash: it holds keys, and arms (`custody.md`, "Keys")."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        # Where cores are piped to a program, the limit does not bind; a process that is not dumpable has none (core(5)). The
-        # mark ends with exec, so a worker, which is a new program, sets it anew.
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def configure_logs() -> None:
-    """Write one JSON object a line to stdout; only declared fields, never a message with values in it (rule E1, BLD-13)."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
-        cache_logger_on_first_use=True,
-    )
 
 
 def create_app(settings: Settings, around: Surroundings | None = None) -> FastAPI:

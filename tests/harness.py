@@ -49,13 +49,14 @@ from starlette.routing import BaseRoute
 
 from app.domain.entropy import Entropy
 from app.domain.words import SITE_ROLES, Mode, Role
-from app.main import create_app, surroundings
+from app.main import create_app
 from app.sealing.providers import KeyFileProvider
 from app.services import people
 from app.services.context import Deployment
 from app.services.startup import create_deployment
 from app.settings import Settings
 from app.storage import tables
+from app.surroundings import surroundings
 from tests.inprocess import InProcessClient
 
 Json: TypeAlias = Any

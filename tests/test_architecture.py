@@ -31,6 +31,8 @@ VIOLATIONS = [
     ("layers", "app.services.context", "app.settings"),
     ("layers", "app.api.studies", "app.main"),
     ("layers", "app.main", "app.cli"),
+    ("layers", "app.settings", "app.surroundings"),
+    ("layers", "app.surroundings", "app.main"),
     ("verifier-imports-nothing", "app.verifier", "app.domain.merkle"),
     ("verifier-imports-nothing", "app.verifier", "app.errors"),
     ("verifier-is-a-process", "app.cli", "app.verifier"),

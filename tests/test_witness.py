@@ -21,10 +21,10 @@ from app.domain.notes import join_note, parse_signatures, split_note
 from app.domain.witnessing import Submission
 from app.domain.words import Mode
 from app.errors import SnoseError, UnsafeSetting
-from app.main import surroundings
 from app.sealing.cosigning import Cosigner, verify_cosignature
 from app.settings import Settings
 from app.storage.witness_state import WitnessState
+from app.surroundings import surroundings
 from tests.security.evidence_builders import NAME as LOG_NAME
 from tests.security.evidence_builders import ORIGIN, SIGNER, THIEF, Signer
 from tests.witnesses import Log, WitnessAtWork, new_folder, stranger_line, two_signatures

@@ -16,13 +16,13 @@ from app.cli import witness as witness_command
 from app.cli.serving import serve as serve_until_stopped
 from app.domain.words import Mode
 from app.errors import SnoseError
-from app.main import configure_logs, refuse_core_dumps, surroundings
 from app.sealing.providers import KeyFileProvider
 from app.services import safety, startup
 from app.services.context import SystemEntropy
 from app.services.people import register_first_admin
 from app.settings import KeyProviderKind, Settings
 from app.storage import grants, migrate
+from app.surroundings import configure_logs, refuse_core_dumps, surroundings
 
 command = typer.Typer(
     name="snose",

@@ -30,13 +30,13 @@ from rich.table import Table
 from app.cli.trial import Person, Trial, sleep_until_next_step
 from app.domain.words import Role
 from app.errors import SnoseError, UnsafeSetting
-from app.main import surroundings
 from app.sealing.providers import KeyFileProvider
 from app.services import startup
 from app.services.people import register_first_admin
 from app.settings import Settings
 from app.storage import migrate
 from app.storage.database import Database
+from app.surroundings import surroundings
 
 READY_SECONDS: Final = 60
 FILES: Final = (

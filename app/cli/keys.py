@@ -16,12 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from app.domain.words import StudyCode
 from app.errors import UnsafeSetting
-from app.main import key_provider, surroundings
 from app.sealing.providers import KeyFileProvider, KeyProvider
 from app.services import keys
 from app.services.context import Deployment, SystemEntropy
 from app.services.startup import Surroundings, unseal
 from app.settings import KeyProviderKind, Settings
+from app.surroundings import key_provider, surroundings
 
 command = typer.Typer(name="keys", help="The life of the keys.", no_args_is_help=True)
 rotate = typer.Typer(name="rotate", help="Renew a key while the service runs.", no_args_is_help=True)

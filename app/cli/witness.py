@@ -11,9 +11,9 @@ import uvicorn
 
 from app.domain.notes import NoteMalformed
 from app.errors import UnsafeSetting
-from app.main import configure_logs
 from app.sealing.cosigning import private_key_text, read_cosigner
 from app.storage.witness_state import WitnessState
+from app.surroundings import configure_logs
 from app.witness import Witness, create_witness
 
 SEED: Final = 32

@@ -41,8 +41,7 @@ def put_aside_broken(deployment: Deployment) -> None:
 def _put_aside(deployment: Deployment, one: KitToPutAside) -> None:
     def work(tx: Transaction) -> None:
         tx.wait_for_locks(LONGEST_WAIT_MS)
-        if one.site_code is not None:
-            kits.lock_stock(tx, one.study_id, one.site_code)
+        kits.lock_stock(tx, one.study_id, one.site_code)
         kits.lock_kit(tx, one.study_id, one.kit_code)
         # Looked up again behind the locks: somebody may have put it aside, or been given it, meanwhile.
         if one not in unblinding.list_to_put_aside(tx):

@@ -595,8 +595,7 @@ class _Door:
             for one in (*self.elsewhere, state):
                 ctx.deployment.checkpoints.publish(one, ctx.now())
         except AuditUnavailable:
-            if on_withheld is not None:
-                self._enter_withheld(result, on_withheld)
+            self._enter_withheld(result, on_withheld)
             raise
 
     def finish(self, result: Unfinished, on_withheld: Callable[[Transaction, Any], None] | None) -> None:
@@ -604,11 +603,12 @@ class _Door:
         try:
             result.finish()
         except Exception:
-            if on_withheld is not None:
-                self._enter_withheld(result, on_withheld)
+            self._enter_withheld(result, on_withheld)
             raise
 
-    def _enter_withheld(self, result: T, on_withheld: Callable[[Transaction, T], None]) -> None:
+    def _enter_withheld(self, result: T, on_withheld: Callable[[Transaction, T], None] | None) -> None:
+        if on_withheld is None:
+            return
         act = cast("Act", self.act)
         note = _Note(
             self.action,

@@ -249,8 +249,7 @@ def _find_by_kit(act: Act, kit_code: KitCode, waiting: _Waiting) -> tuple[UUID, 
     if is_locked:
         waiting.is_over = True
         act.tx.wait_for_locks(LONGEST_WAIT_MS)
-        if kit.site_code is not None:
-            kits.lock_stock(act.tx, study_id, kit.site_code)
+        kits.lock_stock(act.tx, study_id, kit.site_code)
         kit = kits.lock_kit(act.tx, study_id, kit_code) or kit
         # Read again behind the locks: somebody may have been given it just now.
         given = kits.find_assignment_by_kit(act.tx, study_id, kit.kit_id)

@@ -84,8 +84,8 @@ _AT_PLACES: Final = {
 }
 
 
-def lock_stock(tx: Transaction, study_id: UUID, site_code: SiteCode) -> None:
-    """Keep everybody else from changing the stock of a site until the transaction ends."""
+def lock_stock(tx: Transaction, study_id: UUID, site_code: SiteCode | None) -> None:
+    """Keep everybody else from changing the stock of a site until the transaction ends; a kit at no site has no stock to keep."""
     tx.execute(_LOCK_STOCK, {"study_id": study_id, "site_code": site_code})
 
 

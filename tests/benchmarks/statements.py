@@ -23,11 +23,11 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, ExecutionContext
 
 from app.domain.words import Action, KitStatus, StudyCode
-from app.main import surroundings
 from app.services import allocations, startup
 from app.services.allocations import AllocationRequest
 from app.services.context import RequestContext, token_digest_of
 from app.storage.database import Database
+from app.surroundings import surroundings
 from tests.databases import PostgresServer
 from tests.reliability.service import OpenStudy, Service
 

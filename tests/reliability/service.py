@@ -26,12 +26,12 @@ import httpx
 
 from app.cli.trial import Machine, Person, StudyProtocol, Trial, sleep_until_next_step
 from app.domain.words import SITE_ROLES, Role
-from app.main import surroundings
 from app.sealing.providers import KeyFileProvider
 from app.services import startup
 from app.services.people import register_first_admin
 from app.settings import Settings
 from app.storage import migrate
+from app.surroundings import surroundings
 
 READY_WITHIN_SECONDS: Final = 60.0
 GONE_WITHIN_SECONDS: Final = 30.0

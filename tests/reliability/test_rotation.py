@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import func, select
 
 from app.domain.words import StudyCode
-from app.main import surroundings
 from app.services import keys, startup
 from app.storage import resealing, studies, tables
 from app.storage.database import Database
+from app.surroundings import surroundings
 from tests.reliability import load
 from tests.reliability.conftest import Ground
 from tests.reliability.records import check_records

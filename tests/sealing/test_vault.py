@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from app.errors import KeyUnavailable, UnsafeSetting
-from app.main import key_provider
 from app.sealing.vault import AppRole, TokenFile, VaultTransitProvider
 from app.settings import Settings
+from app.surroundings import key_provider
 from tests.sealing.builders import SeededEntropy, secret_of
 from tests.transit import ROLE_ID, SECRET_ID, TOKEN, Engine, transit_engine
 

@@ -9,21 +9,25 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from time import sleep
 from typing import Any, Final
 
 import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy import make_url
+from sqlalchemy import make_url, text
+from structlog.testing import capture_logs
 
 from app.domain.merkle import leaf_hash
 from app.domain.words import Action, KitCode, ReasonCode, SiteCode, StudyCode
 from app.errors import RevealUnavailable
 from app.services import unblinding
+from app.services.aside import put_aside_broken
 from app.services.checkpoints import LogState
 from app.services.keeper import Keeper
 from app.services.unblinding import CodeBreakRequest
 from app.storage import kits, trail
+from app.storage.database import Database
 from tests import harness
 from tests.databases import Postgres
 from tests.doors import Fault, context, failing
@@ -68,6 +72,12 @@ def assert_unavailable(response: Any, contact: str = STUDY_CONTACT) -> None:  # 
 
 def outcomes(running: RunningStudy, since: int) -> list[str]:
     return [entry["outcome"] for entry in running.house.trail(STUDY)[since:]]
+
+
+def how_many_wait(database: Database) -> int:
+    """Return how many transactions of a PostgreSQL wait for a lock."""
+    with database.transaction() as tx:
+        return int(tx.execute(text("SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted")).scalar_one())
 
 
 def size(running: RunningStudy) -> int:
@@ -432,6 +442,56 @@ class TestNothingBlocks:
             expect(send(running, token, {"kit_code": code, "reason_code": "overdose"}), 201)
         Keeper(running.house.deployment).round()
         assert value(running, "SELECT status FROM kit WHERE kit_code = :code", code=code) == "quarantined"
+
+    def test_put_aside_by_two_at_once(self, running: RunningStudy) -> None:
+        """Two workers find the same kit: one puts it aside, the other sees that it is done. [D5, EUB-07]"""
+        database = running.house.deployment.database
+        if not database.is_postgresql:
+            pytest.skip("SQLite has one writer: nobody holds the stock beside a code break")
+        study_id = value(running, "SELECT study_id FROM study WHERE study_code = :code", code=STUDY)
+        with ThreadPoolExecutor(2) as pool, database.transaction() as holder:
+            kits.lock_stock(holder, study_id, SiteCode("01"))
+            code = self.broken_kit(running)
+            since = size(running)
+            workers = [pool.submit(put_aside_broken, running.house.deployment) for _ in range(2)]
+            # Within the second for which they wait; where the machine is too slow for that, the keeper comes again.
+            while sum(worker.done() for worker in workers) == 0 and how_many_wait(database) < 2:
+                sleep(0.01)
+        for worker in workers:
+            worker.result()
+        Keeper(running.house.deployment).round()
+        assert [one["target"] for one in running.house.trail(STUDY)[since:] if one["action"] == "kit:put_aside"] == [
+            {"kit_code": code}
+        ]
+
+    def test_put_aside_without_database(self, running: RunningStudy) -> None:
+        """The database goes once the break is durable: its answer goes out all the same, and the keeper does the rest. [D5]"""
+        database = running.house.deployment.database
+        if not database.is_postgresql:
+            pytest.skip("SQLite has one writer: nobody holds the stock beside a code break")
+        study_id = value(running, "SELECT study_id FROM study WHERE study_code = :code", code=STUDY)
+        code = running.free_kit()
+        running.kit_codes.remove(code)
+        wanted = CodeBreakRequest(None, KitCode(code), ReasonCode.OVERDOSE, None)
+        # Once with the stock held, once without it, and then what follows the break.
+        with failing(running.house, Fault.NONE, Fault.NONE, Fault.DOWN) as deployment, capture_logs() as logs:
+            ctx = context(running.house, Action.BREAK_CODE, running.investigator, elevated=True, deployment=deployment)
+            with database.transaction() as holder:
+                kits.lock_stock(holder, study_id, SiteCode("01"))
+                shown = unblinding.break_code(ctx, StudyCode(STUDY), wanted)
+        assert shown.treatment in TREATMENTS.values()
+        left = [log["kind"] for log in logs if log["event"] == "kit left to be put aside"]
+        assert left == ["DatabaseUnavailable"]
+        Keeper(running.house.deployment).round()
+        assert value(running, "SELECT status FROM kit WHERE kit_code = :code", code=code) == "quarantined"
+
+    def broken_kit(self, running: RunningStudy) -> str:
+        """Break the code of a kit of nobody's whose stock is held by somebody; return the kit's code."""
+        code = running.free_kit()
+        running.kit_codes.remove(code)
+        token = running.investigator.elevated_token()
+        expect(send(running, token, {"kit_code": code, "reason_code": "overdose"}), 201)
+        return code
 
     def test_two_at_once_with_one_proof(self, running: RunningStudy) -> None:
         """One proof, two breaks at the same moment: one treatment. [D3]"""

@@ -27,7 +27,6 @@ from app.errors import (
     RollbackSuspected,
     UnsafeSetting,
 )
-from app.main import surroundings
 from app.sealing.notes import verify_handover
 from app.sealing.providers import KeyFileProvider
 from app.sealing.vault import TokenFile, VaultTransitProvider
@@ -38,6 +37,7 @@ from app.services.context import Deployment, SystemEntropy
 from app.services.keeper import Keeper
 from app.storage import resealing, studies, tables
 from app.storage.keys import list_signing_keys
+from app.surroundings import surroundings
 from tests.doors import Fault, context, failing
 from tests.harness import STUDY, House, expect
 from tests.running_study import RunningStudy, S, execute, running_study, tampering, value
