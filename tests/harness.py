@@ -57,6 +57,7 @@ from app.services.startup import create_deployment
 from app.settings import Settings
 from app.storage import tables
 from app.surroundings import surroundings
+from tests import memory
 from tests.inprocess import InProcessClient
 
 Json: TypeAlias = Any
@@ -263,7 +264,6 @@ class House:
         """How many people of each role were named."""
         self.new_until: datetime | None = None
         """What the clock says as long as nothing has happened; None for a house unlike all others."""
-        self.open()
 
     @property
     def is_new(self) -> bool:
@@ -441,13 +441,20 @@ def house(url: str, tmp_path: Path, **overrides: Json) -> House:
         }
     )
     KeyFileProvider.create(settings.key_file, _ROOT_KEY)
-    around = surroundings(settings, clock, entropy, list_entropy)
-    create_deployment(around, settings.mode)
-    around.database.close()
-    opened = House(settings, clock, entropy, list_entropy)
-    password = people.register_first_admin(opened.deployment, "admin", "First Admin", "admin@example.org")
-    opened.admin.username, opened.admin.password = "admin", password
-    opened.take_over(opened.admin)
+    made = House(settings, clock, entropy, list_entropy)
+
+    def begin() -> None:
+        around = surroundings(settings, clock, entropy, list_entropy)
+        create_deployment(around, settings.mode)
+        around.database.close()
+        made.open()
+        password = people.register_first_admin(made.deployment, "admin", "First Admin", "admin@example.org")
+        made.admin.username, made.admin.password = "admin", password
+        made.take_over(made.admin)
+
     if is_like_all_others:
-        opened.new_until = clock.now
-    return opened
+        memory.begun(made, "new", begin)
+        made.new_until = clock.now
+    else:
+        begin()
+    return made

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from uuid import uuid4
 
 import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
 
-from tests.harness import House, SeededEntropy
+if TYPE_CHECKING:
+    from tests.harness import House, SeededEntropy
 
 T = TypeVar("T")
 _NOBODY: Final = object()
@@ -42,11 +43,18 @@ class _Kept:
 _kept: Final[dict[Hashable, _Kept]] = {}
 
 
-def remembered(house: House, key: Hashable, begin: Callable[[], T]) -> T:
+def remembered(house: "House", key: Hashable, begin: Callable[[], T]) -> T:
     """Return what ``begin`` returns in a new house; in one that is not new, or is not like all others, it is played."""
     if not house.is_new:
         return begin()
-    whole = (house.deployment.database.is_postgresql, key)
+    if _whole(house, key) in _kept:
+        house.close()
+    return begun(house, key, begin)
+
+
+def begun(house: "House", key: Hashable, begin: Callable[[], T]) -> T:
+    """Return what ``begin`` returns, which leaves the house open; where that is kept the house, closed till now, becomes it."""
+    whole = _whole(house, key)
     if whole not in _kept:
         answer = begin()
         _keep(house, whole, answer)
@@ -54,7 +62,12 @@ def remembered(house: House, key: Hashable, begin: Callable[[], T]) -> T:
     return cast("T", _become(house, _kept[whole]))
 
 
-def _keep(house: House, key: Hashable, answer: object) -> None:
+def _whole(house: "House", key: Hashable) -> Hashable:
+    """Return the key with the kind of database."""
+    return make_url(house.settings.url()).get_backend_name(), key
+
+
+def _keep(house: "House", key: Hashable, answer: object) -> None:
     told = copy.deepcopy((answer, house.study_admins, house.admin), {id(house): _NOBODY})
     house.close()
     url = house.settings.url()
@@ -75,8 +88,7 @@ def _keep(house: House, key: Hashable, answer: object) -> None:
     house.open()
 
 
-def _become(house: House, kept: _Kept) -> object:
-    house.close()
+def _become(house: "House", kept: _Kept) -> object:
     url = house.settings.url()
     database = str(make_url(url).database)
     if url.startswith("sqlite"):
@@ -95,9 +107,9 @@ def _become(house: House, kept: _Kept) -> object:
     return answer
 
 
-def _seeded(entropy: object) -> SeededEntropy:
-    assert isinstance(entropy, SeededEntropy)
-    return entropy
+def _seeded(entropy: object) -> "SeededEntropy":
+    """Return what only the houses that are like all others have."""
+    return cast("SeededEntropy", entropy)
 
 
 def _copied(database: str, template: str) -> sql.Composed:

@@ -1,6 +1,7 @@
 """Bring a database to the schema of this release, or tell how far it is."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -26,8 +27,9 @@ def _configuration(connection: Connection | None = None) -> Config:
     return configuration
 
 
+@cache
 def head() -> str:
-    """Return the newest revision that this release knows."""
+    """Return the newest revision that this release knows; looked up once, because every probe of readiness asks."""
     return str(ScriptDirectory.from_config(_configuration()).get_current_head())
 
 

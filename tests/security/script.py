@@ -535,8 +535,8 @@ class Play(Trial):
         for path in self.readable([1, 5]):
             self.tell(self.who(Role.PHARMACIST), "GET", path)
 
-    def run(self) -> bytes:
-        """Play the whole script and return the final package."""
+    def play_blinded(self) -> int:
+        """Play everything that comes before the first code break; return how many are enrolled then."""
         self.prepare()
         enrolled = self.protocol.planned_subjects - 6
         for number in range(1, enrolled + 1):
@@ -545,6 +545,11 @@ class Play(Trial):
         self.refuse_kits()
         self.supply(enrolled)
         self.flag()
+        return enrolled
+
+    def run(self) -> bytes:
+        """Play the whole script and return the final package."""
+        enrolled = self.play_blinded()
         self.unblind_some()
         self.keep()
         self.read_state([1, 5])

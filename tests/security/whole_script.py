@@ -60,14 +60,7 @@ class WholePlay(Play):
 
     def run(self) -> bytes:
         """Play everything and return the final package."""
-        self.prepare()
-        enrolled = self.protocol.planned_subjects - 6
-        for number in range(1, enrolled + 1):
-            self.enrol(number)
-        self.refuse_allocations(enrolled)
-        self.refuse_kits()
-        self.supply(enrolled)
-        self.flag()
+        enrolled = self.play_blinded()
         self.unblind_some()
         self.unblind_more()
         self.administer()
