@@ -26,6 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[EXIT_STACK] = ExitStack()
     if (shared := memory()) is not None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(shared))
+    # The commands that tests start, a hundred times and more, need not compile the service each time.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
