@@ -258,13 +258,6 @@ class SiteNotReady(Conflict):
     advice = "Complete what is named as missing and ask for activation again."
 
 
-class DefinitionFrozen(Conflict):
-    """Arms and definitions are frozen since the first approval."""
-
-    code = "definition_frozen"
-    title = "The definition is frozen"
-
-
 class GeneratorCannotApprove(Conflict):
     """Generator and approver are two people (rule A7)."""
 
@@ -326,13 +319,6 @@ class InProgress(Conflict):
     code = "in_progress"
     title = "The first request with this key is still running"
     advice = "Wait a moment and repeat the request unchanged."
-
-
-class WrongMode(Conflict):
-    """Test and live things do not mix (rule A10)."""
-
-    code = "wrong_mode"
-    title = "Test and live do not mix"
 
 
 # -- not now

@@ -124,8 +124,6 @@ UNMET: Final[Mapping[str, str]] = {
     "error": "the root of the tree, which nobody raises",
     "unavailable": "a branch of the tree, which nobody raises",
     "malformed_code": "a code in a request is a field, and answered as invalid; one in an import as faulty_import",
-    "definition_frozen": "no operation changes a definition",
-    "wrong_mode": "a database of another mode is refused at start, before there is a caller",
     "unsafe_setting": "said to the operator at start, before there is a caller",
 }
 """Errors that no caller can meet, each with its reason."""
