@@ -186,10 +186,18 @@ def list_flags(
 
 
 def list_unblinded(tx: Transaction, study_id: UUID, subjects: Collection[SubjectKey]) -> Mapping[SubjectKey, datetime]:
-    """Return when the code of each subject was first broken, withheld answers included (rule D4)."""
-    rows = tx.execute(
-        select(_b.subject_key, _b.broken_at)
-        .where(_b.study_id == study_id, _b.subject_key.in_(list(subjects)))
-        .order_by(_b.broken_at.desc())
+    """Return when the code of each subject was first broken, withheld answers included (rule D4).
+
+    Also by a kit that belonged to nobody when its code was broken: it was being assigned to the subject at that moment.
+    """
+    by_name = select(_b.subject_key, _b.broken_at).where(_b.study_id == study_id, _b.subject_key.in_(list(subjects)))
+    by_kit = (
+        select(_ka.subject_key, _b.broken_at)
+        .join_from(tables.code_break, tables.kit_assignment, and_(_ka.study_id == _b.study_id, _ka.kit_id == _b.kit_id))
+        .where(_b.study_id == study_id, _b.subject_key.is_(None), _ka.subject_key.in_(list(subjects)))
     )
-    return {row.subject_key: row.broken_at for row in rows}
+    first: dict[SubjectKey, datetime] = {}
+    for query in (by_name, by_kit):
+        for row in tx.execute(query):
+            first[row.subject_key] = min(row.broken_at, first.get(row.subject_key, row.broken_at))
+    return first

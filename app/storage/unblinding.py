@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Row, ScalarSelect, and_, insert, or_, select, update
+from sqlalchemy import Row, ScalarSelect, and_, func, insert, or_, select, update
 
 from app.domain.kits import STEPS, Step
 from app.domain.sealed import Sealed
@@ -74,6 +74,9 @@ class CodeBreakRecord:
     narrated_at: datetime | None
 
 
+_GIVEN: Final = and_(_ka.study_id == _b.study_id, _ka.kit_id == _b.kit_id)
+_WHOSE: Final = func.coalesce(_b.subject_key, _ka.subject_key)
+"""The subject of a code break: known then, or who was being given the kit at that moment."""
 _REGISTER: Final = (
     select(
         _b.code_break_id,
@@ -90,7 +93,8 @@ _REGISTER: Final = (
         _b.narrated_at,
     )
     .select_from(tables.code_break)
-    .outerjoin(tables.allocation, and_(_a.study_id == _b.study_id, _a.subject_key == _b.subject_key))
+    .outerjoin(tables.kit_assignment, _GIVEN)
+    .outerjoin(tables.allocation, and_(_a.study_id == _b.study_id, _a.subject_key == _WHOSE))
     .outerjoin(tables.kit, and_(_k.study_id == _b.study_id, _k.kit_id == _b.kit_id))
 )
 
@@ -182,9 +186,10 @@ class NarratedBreak:
 def get_break_of(tx: Transaction, study_id: UUID, code_break_id: UUID, broken_by: str) -> NarratedBreak:
     """Return a code break of this person; raise ``Missing`` for one of somebody else, as for none."""
     row = tx.execute(
-        select(_b.subject_key, _b.site_code).where(
-            _b.study_id == study_id, _b.code_break_id == code_break_id, _b.broken_by == broken_by
-        )
+        select(_WHOSE.label("subject_key"), _b.site_code)
+        .select_from(tables.code_break)
+        .outerjoin(tables.kit_assignment, _GIVEN)
+        .where(_b.study_id == study_id, _b.code_break_id == code_break_id, _b.broken_by == broken_by)
     ).one_or_none()
     if row is None:
         raise Missing
@@ -242,6 +247,14 @@ def record_withheld_unblinding(tx: Transaction, study_code: StudyCode, safety_un
         .where(_u.study_id == _id_of(study_code), _u.safety_unblinding_id == safety_unblinding_id)
         .values(status=WITHHELD)
     )
+
+
+def find_safety_subject(tx: Transaction, study_id: UUID, safety_unblinding_id: UUID) -> Sealed | None:
+    """Return whose treatment a safety unblinding opened, under seal; None when it is not in the register."""
+    token = tx.execute(
+        select(_u.sealed_subject).where(_u.study_id == study_id, _u.safety_unblinding_id == safety_unblinding_id)
+    ).scalar_one_or_none()
+    return None if token is None else Sealed(token)
 
 
 def list_safety_unblindings(

@@ -80,6 +80,16 @@ def how_many_wait(database: Database) -> int:
         return int(tx.execute(text("SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted")).scalar_one())
 
 
+def wait_for_the_log(database: Database, many: int) -> None:
+    """Return once so many transactions of a PostgreSQL wait for the end of a log."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FROM log%'"
+    found = 0
+    while found < many:
+        sleep(0.01)
+        with database.transaction() as tx:
+            found = int(tx.execute(text(waiting)).scalar_one())
+
+
 def size(running: RunningStudy) -> int:
     return len(running.house.trail(STUDY))
 
@@ -442,6 +452,43 @@ class TestNothingBlocks:
             expect(send(running, token, {"kit_code": code, "reason_code": "overdose"}), 201)
         Keeper(running.house.deployment).round()
         assert value(running, "SELECT status FROM kit WHERE kit_code = :code", code=code) == "quarantined"
+
+    def test_kit_that_is_being_assigned(self, running: RunningStudy) -> None:
+        """The break knows no subject yet, and the record of who is given the kit is flagged all the same. [D5, D6, EUB-14]"""
+        database = running.house.deployment.database
+        if not database.is_postgresql:
+            pytest.skip("SQLite has one writer: nobody assigns a kit beside a code break")
+        in_stock = "SELECT kit_code FROM kit WHERE status = 'in_stock'"
+        token, since = running.investigator.elevated_token(), size(running)
+        with ThreadPoolExecutor(2) as pool:
+            with database.transaction() as holder:
+                # Who allocates has chosen its kit and waits for the log; who breaks the code has looked whose the kit is.
+                holder.execute(text("SELECT size FROM log ORDER BY origin FOR UPDATE"))
+                allocating = pool.submit(running.new_subject)
+                wait_for_the_log(database, 1)
+                with database.transaction() as tx:
+                    free = set(tx.execute(text(f"{in_stock} FOR UPDATE SKIP LOCKED")).scalars())
+                    [code] = set(tx.execute(text(in_stock)).scalars()) - free
+                breaking = pool.submit(send, running, token, {"kit_code": code, "reason_code": "overdose"})
+                wait_for_the_log(database, 2)
+            allocated, answer = allocating.result(), expect(breaking.result(), 201)
+        subject = allocated["subject_id"]
+        assert (allocated["kit_code"], answer["subject_id"]) == (code, None)
+        read = expect(running.investigator.get(f"{S}/subjects/{subject}/allocation"), 200)
+        assert read["flags"]["unblinded_at"] == answer["revealed_at"]
+        items = expect(running.investigator.get(BREAKS, limit=500), 200)["items"]
+        [item] = [item for item in items if item["code_break_id"] == answer["code_break_id"]]
+        assert (item["subject_id"], item["kit_code"]) == (subject, code)
+        narrative = f"{BREAKS}/{answer['code_break_id']}/narrative"
+        expect(running.investigator.post(narrative, json={"narrative": "A child."}), 201)
+        about_it = f"{S}/subjects/{subject}/disclosures"
+        lines = expect(running.person("monitor").get(about_it, limit=500), 200)["items"]
+        told = {(line["section"], line["action"], line["learnt"]) for line in lines if line["index"] >= since}
+        assert ("opened", "code_break:create", "treatment") in told
+        assert ("subject", "code_break:add_narrative", "record") in told
+        again = expect(running.investigator.post(BREAKS, json=about(subject), step_up=True), 201)
+        read = expect(running.investigator.get(f"{S}/subjects/{subject}/allocation"), 200)
+        assert answer["revealed_at"] == read["flags"]["unblinded_at"] < again["revealed_at"]
 
     def test_put_aside_by_two_at_once(self, running: RunningStudy) -> None:
         """Two workers find the same kit: one puts it aside, the other sees that it is done. [D5, EUB-07]"""
