@@ -25,8 +25,8 @@ from app.sealing.cosigning import Cosigner, verify_cosignature
 from app.settings import Settings
 from app.storage.witness_state import WitnessState
 from app.surroundings import surroundings
+from tests.security.evidence_builders import DEPLOYMENT, ORIGIN, SIGNER, THIEF, Signer, handover
 from tests.security.evidence_builders import NAME as LOG_NAME
-from tests.security.evidence_builders import ORIGIN, SIGNER, THIEF, Signer
 from tests.witnesses import Log, WitnessAtWork, new_folder, stranger_line, two_signatures
 
 ROOT: Final = Path(__file__).parent.parent
@@ -195,6 +195,83 @@ class TestRefusals:
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda n: send(witness.url, (LOG, FORK)[n % 2].request(5, 20 + n // 2)), range(16)))
         assert [answer.status_code for answer in answers].count(200) == 1
+
+
+def hand_over(url: str, note: str) -> int:
+    return ask("POST", f"{url}/add-handover", note.encode()).status_code
+
+
+class TestHandover:
+    NEW: Final = Signer(2)
+    NEWER: Final = Signer(3)
+
+    def test_under_a_running_witness(self, folder: Path) -> None:
+        """Key follows key without a restart; the witness that comes back knows them, and the old one still counts. [SIG, AUD-18]"""
+        new, newer = self.NEW, self.NEWER
+        with WitnessAtWork(folder, [SIGNER.vkey]) as witness:
+            assert send(witness.url, LOG.request(0, 5)).status_code == 200
+            assert send(witness.url, Log(new, ORIGIN).request(5, 9)).status_code == 403
+            assert hand_over(witness.url, handover(SIGNER, new)) == 200
+            assert send(witness.url, Log(new, ORIGIN).request(5, 9)).status_code == 200
+            assert hand_over(witness.url, handover(new, newer)) == 200
+            assert send(witness.url, LOG.request(9, 12)).status_code == 200
+        with WitnessAtWork(folder, [SIGNER.vkey]) as witness:
+            assert send(witness.url, Log(newer, ORIGIN).request(12, 17)).status_code == 200
+            assert hand_over(witness.url, handover(newer, Signer(4))) == 200
+
+    def test_again(self, folder: Path, witness: WitnessAtWork) -> None:
+        """A handover that is sent again changes nothing: neither keys nor memory."""
+        assert hand_over(witness.url, handover(SIGNER, self.NEW)) == 200
+        kept = (folder / "handovers.jsonl").read_bytes()
+        for _ in range(3):
+            assert hand_over(witness.url, handover(SIGNER, self.NEW)) == 200
+        assert (folder / "handovers.jsonl").read_bytes() == kept
+        assert kept.count(b"\n") == 1
+
+    def test_forged(self, folder: Path, witness: WitnessAtWork) -> None:
+        """Not signed by the known key, or not by the new one; of a key nobody knows; no handover at all."""
+        new = self.NEW
+        for signers in ([THIEF, new], [new], [SIGNER]):
+            assert hand_over(witness.url, handover(SIGNER, new, signers)) == 403
+        assert hand_over(witness.url, handover(THIEF, new)) == 403
+        assert hand_over(witness.url, handover(SIGNER, SIGNER)) == 403
+        foreign = Signer(2, "snose/another")
+        text = f"snose/v1/key-handover\n{DEPLOYMENT}\n{SIGNER.vkey}\n{foreign.vkey}\n"
+        for note in (two_signatures(text, SIGNER, foreign), LOG.note(5), "", SIGNER.note("a\nb\nc\nd\n")):
+            assert hand_over(witness.url, note) == 400
+        assert ask("POST", f"{witness.url}/add-handover", b"\xff").status_code == 400
+        assert ask("POST", f"{witness.url}/add-handover", b"A" * 70_000).status_code == 413
+        assert not (folder / "handovers.jsonl").exists()
+        assert send(witness.url, Log(new, ORIGIN).request(0, 5)).status_code == 403
+
+    def test_forked(self, witness: WitnessAtWork) -> None:
+        """A key has one successor: whoever steals it later is refused, and the right one goes on."""
+        assert hand_over(witness.url, handover(SIGNER, self.NEW)) == 200
+        assert hand_over(witness.url, handover(SIGNER, THIEF)) == 409
+        assert send(witness.url, Log(THIEF, ORIGIN).request(0, 5)).status_code == 403
+        assert send(witness.url, Log(self.NEW, ORIGIN).request(0, 5)).status_code == 200
+
+    def test_that_is_not_remembered(self, folder: Path, witness: WitnessAtWork) -> None:
+        """What cannot be kept does not count."""
+        (folder / "handovers.jsonl.new").mkdir()
+        assert hand_over(witness.url, handover(SIGNER, self.NEW)) == 503
+        assert send(witness.url, Log(self.NEW, ORIGIN).request(0, 5)).status_code == 403
+        (folder / "handovers.jsonl.new").rmdir()
+        assert hand_over(witness.url, handover(SIGNER, self.NEW)) == 200
+
+    def test_up_to_a_measure(self, witness: WitnessAtWork, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A thief of the newest key cannot fill the disk with successors."""
+        monkeypatch.setattr("app.witness._MOST_HANDOVERS", 1)
+        assert hand_over(witness.url, handover(SIGNER, self.NEW)) == 200
+        assert hand_over(witness.url, handover(self.NEW, self.NEWER)) == 503
+
+    @pytest.mark.parametrize("content", ["nonsense\n", '"nonsense"\n', json.dumps(handover(SIGNER, THIEF, [THIEF]))])
+    def test_damaged_memory(self, folder: Path, content: str) -> None:
+        """A memory that holds what is no handover is refused, not begun anew."""
+        (folder / "handovers.jsonl").write_text(content, encoding="utf-8")
+        finished = snose_witness("serve", "--log", SIGNER.vkey, "--data", str(folder))
+        assert isinstance(finished.exception, UnsafeSetting)
+        assert "memory of the witness" in finished.exception.message
 
 
 class TestSettings:

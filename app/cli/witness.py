@@ -63,6 +63,9 @@ def serve(
         state.close()
         message = f"--log takes the verification key of a log, name+hash+base64: {error}."
         raise UnsafeSetting(message) from None
+    except UnsafeSetting:
+        state.close()
+        raise
     config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
     socket = config.bind_socket()
     # Whoever reads the line below may ask at once.

@@ -231,6 +231,19 @@ def key_handover_text(deployment_id: str, old: VerificationKey, new: Verificatio
     return _text("key-handover", deployment_id, old.text(), new.text())
 
 
+def parse_key_handover(text: str) -> tuple[VerificationKey, VerificationKey]:
+    """Return the old and the new key of a handover between keys of one deployment; raises NoteMalformed."""
+    match text.split("\n"):
+        case [_, _, old, new, ""]:
+            keys = parse_verification_key(old), parse_verification_key(new)
+        case _:
+            raise NoteMalformed("a handover has four lines: its purpose, the deployment, the old and the new key")
+    name = keys[0].name
+    if keys[1].name != name or text != key_handover_text(name.removeprefix("snose/"), *keys):
+        raise NoteMalformed("a handover is one of the keys of one deployment")
+    return keys
+
+
 def final_package_text(deployment_id: str, study_code: str, manifest: bytes) -> str:
     """Return the text that signs a final package through the SHA-256 of its manifest."""
     digest = base64.b64encode(hashlib.sha256(manifest).digest()).decode()

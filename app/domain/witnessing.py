@@ -16,6 +16,10 @@ LONGEST_PROOF: Final = 63
 """Lines that a proof of growth may have: more than any tree is high."""
 
 
+ACCEPTED: Final = "accepted\n"
+"""What a witness answers to a handover of a log's key that it did not know before."""
+
+
 class Stale(Exception):  # named for the situation, like the tree of app.errors
     """The log's step does not begin where the witness stands, which is at ``size``."""
 

@@ -22,11 +22,11 @@ from app.domain.notes import (
     parse_size,
     split_note,
 )
-from app.domain.witnessing import Submission
+from app.domain.witnessing import ACCEPTED, Submission
 from app.errors import IntegrityBroken
 from app.sealing.cosigning import verify_cosignature
 from app.services.checkpoints import INTERVAL, CheckpointKeeper, log_name
-from app.storage import trail
+from app.storage import keys, trail
 from app.storage.database import Database
 from app.storage.sink import SunkCheckpoint
 from app.storage.trail import Head
@@ -46,6 +46,7 @@ FALSE: Final = "false"
 
 _OK: Final = 200
 _CONFLICT: Final = 409
+_KEY_UNKNOWN: Final = 403
 _STEPS: Final = 3
 """Requests for one checkpoint: with what we believe, with what the witness said, and once more beside another worker."""
 
@@ -185,6 +186,8 @@ class WitnessKeeper:
                 self._checkpoints.keep_cosigned(checkpoint, note)
                 self._checkpoints.learn(new)
                 return
+            if answer.status == _KEY_UNKNOWN and self._hand_over():
+                continue
             stands_at = _size_of(answer)
             if stands_at is None or not old < stands_at <= new.size:
                 break
@@ -195,6 +198,13 @@ class WitnessKeeper:
         seen = self._checkpoints.witnessed.get(new.origin)
         if seen is None or seen.size < new.size or new.origin in self._checkpoints.suspicions:
             raise _Trouble(REFUSED)
+
+    def _hand_over(self) -> bool:
+        """Tell the witness which key follows which; return whether it learnt of one that it did not know."""
+        with self._database.transaction() as tx:
+            handovers = [key.handover for key in keys.list_signing_keys(tx) if key.handover is not None]
+        answers = [self._client.add_handover(note) for note in handovers]
+        return any(answer == Answer(_OK, ACCEPTED) for answer in answers)
 
     def _proof(self, head: Head, old: int, new: Checkpoint) -> tuple[bytes, ...]:
         """Return the proof of growth, checked before it leaves; raise ``ProofInvalid`` when the stored hashes give none."""

@@ -40,6 +40,10 @@ class WitnessClient:
         """Return what the witness answers to a checkpoint; raise ``WitnessSilent``."""
         return self._ask("POST", "/add-checkpoint", body)
 
+    def add_handover(self, note: str) -> Answer:
+        """Return what the witness answers to a handover of the log's signing key; raise ``WitnessSilent``."""
+        return self._ask("POST", "/add-handover", note)
+
     def checkpoints(self, name: str) -> list[SunkCheckpoint]:
         """Return the newest checkpoints that it says it has cosigned of the logs of a name; raise ``WitnessSilent``."""
         answer = self._ask("GET", f"/checkpoints?name={quote(name, safe='')}")

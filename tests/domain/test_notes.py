@@ -21,6 +21,7 @@ from app.domain.notes import (
     list_commitment_text,
     note_text_to_sign,
     parse_checkpoint,
+    parse_key_handover,
     parse_verification_key,
     split_note,
 )
@@ -209,9 +210,25 @@ class TestTexts:
         assert list_commitment_text("d1", "S1", "id", ROOT) == f"snose/v1/list-commitment\nd1\nS1\nid\n{root}\n"
         assert kit_commitment_text("d1", "S1", "C1", ROOT) == f"snose/v1/kit-commitment\nd1\nS1\nC1\n{root}\n"
         assert key_handover_text("d1", old, new) == f"snose/v1/key-handover\nd1\n{old.text()}\n{new.text()}\n"
+        assert parse_key_handover(key_handover_text("d1", old, new)) == (old, new)
         assert final_package_text("d1", "S1", b"{}") == (
             "snose/v1/final-package\nd1\nS1\nRBNvo1WzZ4oRRq0W9+hknpT7T8If536DEMBg9hyq/4o=\n"
         )
+
+    @pytest.mark.parametrize(
+        ("first", "deployment", "names"),
+        [
+            ("snose/v1/key-handover", "d2", ("snose/d1", "snose/d1")),
+            ("snose/v1/key-handover", "d1", ("snose/d1", "snose/d2")),
+            ("snose/v1/kit-commitment", "d1", ("snose/d1", "snose/d1")),
+            ("snose/v1/key-handover\nd1", "d1", ("snose/d1", "snose/d1")),
+        ],
+    )
+    def test_of_no_handover(self, first: str, deployment: str, names: tuple[str, str]) -> None:
+        """A handover stays within one deployment, and nothing else is taken for one."""
+        old, new = (VerificationKey(name, bytes([number]) * 32) for number, name in enumerate(names))
+        with pytest.raises(NoteMalformed):
+            parse_key_handover(f"{first}\n{deployment}\n{old.text()}\n{new.text()}\n")
 
     def test_line_feed_in_a_line(self) -> None:
         """A code that could make two lines out of one is refused."""

@@ -15,12 +15,14 @@ from structlog.testing import capture_logs
 
 from app.domain.notes import Checkpoint, join_note, parse_checkpoint, split_note
 from app.sealing.cosigning import Cosigner, verify_cosignature
+from app.services import keys
 from app.services.checkpoints import INTERVAL
 from app.services.keeper import Keeper
 from app.services.readiness import is_ready
 from app.services.witnessing import FALSE, PATIENCE, REFUSED, SILENT, WitnessKeeper
 from tests.doors import Fault, failing
 from tests.harness import STUDY, House
+from tests.security.evidence_builders import Signer
 from tests.witnesses import NAME, SEED, Served, WitnessAtWork, new_folder
 
 WITHIN_SECONDS: Final = 30
@@ -154,6 +156,31 @@ class TestCosignatures:
         house.restart(witness_url=url, witness_key=key)
         work(house)
         assert cosigned(house, witness.vkey) == sizes(house)
+
+
+class TestHandover:
+    def test_goes_on_under_a_running_witness(self, witnessed: tuple[House, WitnessAtWork]) -> None:
+        """A new signing key, twice: the witness is told, and nobody restarts it. [custody "The trail"]"""
+        house, witness = witnessed
+        for _ in range(2):
+            work(house)
+            keys.rotate_signing_key(house.deployment)
+            work(house)
+            assert keeper_of(house).trouble is None
+            assert cosigned(house, witness.vkey) == sizes(house)
+        assert len(witness.state.handovers()) == 2
+        assert entered(house) == []
+
+    def test_is_refused(self, house: House, tmp_path: Path) -> None:
+        """A witness whose log's key a thief has handed over does not go on, and that is alarmed."""
+        vkey = new_folder(tmp_path / "witness")
+        with WitnessAtWork(tmp_path / "witness", [Signer(1, house.deployment.signing.name).vkey]) as witness:
+            house.restart(witness_url=witness.url, witness_key=vkey)
+            keys.rotate_signing_key(house.deployment)
+            work(house)
+            assert keeper_of(house).trouble == REFUSED
+            assert witness.state.handovers() == []
+            house.restart(witness_url=None, witness_key=None)
 
 
 class TestMissingWitness:
