@@ -15,6 +15,7 @@ from starlette.responses import Response
 from app.api import (
     allocations,
     consignments,
+    disclosures,
     documentation,
     health,
     kits,
@@ -45,6 +46,7 @@ DOORS: Final = (
     allocations.door,
     unblinding.door,
     trail.door,
+    disclosures.door,
 )
 """Every feature's routes."""
 _log: Final = structlog.get_logger("snose.main")

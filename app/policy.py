@@ -47,6 +47,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.ACTIVATE_SCHEDULE,
         Action.READ_CODE_BREAKS,
         Action.READ_TRAIL,
+        Action.READ_DISCLOSURES,
     },
     Role.INVESTIGATOR: _EVERY_STUDY_ROLE
     | _READS_ALLOCATIONS
@@ -88,10 +89,18 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.READ_CODE_BREAKS,
         Action.READ_TRAIL,
     },
-    Role.MONITOR: _EVERY_STUDY_ROLE | _READS_ALLOCATIONS | {Action.READ_CODE_BREAKS, Action.READ_TRAIL},
+    Role.MONITOR: _EVERY_STUDY_ROLE
+    | _READS_ALLOCATIONS
+    | {Action.READ_CODE_BREAKS, Action.READ_TRAIL, Action.READ_DISCLOSURES},
     Role.INSPECTOR: _EVERY_STUDY_ROLE
     | _READS_ALLOCATIONS
-    | {Action.READ_CODE_BREAKS, Action.READ_TRAIL, Action.EXPORT_TRAIL, Action.READ_SERVICE_TRAIL},
+    | {
+        Action.READ_CODE_BREAKS,
+        Action.READ_TRAIL,
+        Action.READ_DISCLOSURES,
+        Action.EXPORT_TRAIL,
+        Action.READ_SERVICE_TRAIL,
+    },
     Role.EDC_CLIENT: _EVERY_STUDY_ROLE
     | _READS_ALLOCATIONS
     | {Action.ALLOCATE, Action.READ_SUBJECT_KITS, Action.ASSIGN_KIT, Action.READ_CODE_BREAKS},
@@ -135,6 +144,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.READ_SAFETY_UNBLINDINGS,
         Action.RELEASE_PACKING_LIST,
         Action.READ_RESTRICTED,
+        Action.READ_DISCLOSURES,
     },
 }
 """Which actions each role includes; for site roles at the sites of the grant only."""

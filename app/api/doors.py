@@ -41,6 +41,7 @@ REVEALING: Final = frozenset(
         Action.READ_SCHEDULES,
         Action.READ_QUALITY_REPORT,
         Action.READ_SAFETY_UNBLINDINGS,
+        Action.READ_DISCLOSURES,
         Action.REGISTER_PERSON,
         Action.RESET_PERSON,
         Action.REGISTER_CLIENT,
@@ -50,7 +51,7 @@ REVEALING: Final = frozenset(
         Action.CHANGE_PASSWORD,
     }
 )
-"""Answers that no cache may keep: an arm, a list or the sizes of its blocks, a credential (BLD-13, rule B7)."""
+"""Answers that no cache may keep: an arm, whose safety case it was, a list or its block sizes, a credential (BLD-13, rule B7)."""
 
 HONOURING_KEY: Final = frozenset(
     {

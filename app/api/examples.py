@@ -149,6 +149,8 @@ _STORY: Final[Mapping[str, Any]] = {
     "ConsistencyProofRead.proof": [_HASH],
     "checkpoint": _CHECKPOINT,
     "AuditEntryRead.target": {"subject_id": "01-0007"},
+    "DisclosureRead.target": {"subject_id": "01-0007"},
+    "not_shown": [],
     "AuditEntryRead.before": None,
     "AuditEntryRead.after": {"randomization_number": "R4K7QK", "kit_code": "K7XQ4M2PF"},
     "RestrictedRead.part": {"reason": "An exclusion criterion was seen after randomization."},

@@ -233,6 +233,7 @@ class Action(StrEnum):
     READ_CHECKPOINT = "checkpoint:read"
     READ_PROOF = "proof:read"
     EXPORT_TRAIL = "trail:export"
+    READ_DISCLOSURES = "disclosures:read"
 
 
 class ReasonCode(StrEnum):

@@ -42,7 +42,7 @@ from app.errors import (
     TrailForked,
 )
 from app.policy import Decision
-from app.services.checkpoints import ALTERED, LogState, Suspicion, head_mac, lookup_mac, segment_number
+from app.services.checkpoints import ALTERED, LogState, Suspicion, head_mac, lookup_mac, origin_of, segment_number
 from app.services.context import Deployment, RequestContext
 from app.storage import answers, people, studies, trail_writer
 from app.storage.answers import NewAnswer, StoredAnswer
@@ -677,7 +677,7 @@ def _opened(  # everything that an end of a log is made of
     now: datetime,
     key_version: int,
 ) -> LogHead:
-    origin = name if segment == 1 else f"{name}~{segment}"
+    origin = origin_of(name, segment)
     frontier = Frontier()
     head = LogHead(
         study_id, segment, origin, frontier, now, head_mac(deployment.ring, origin, frontier, now), key_version

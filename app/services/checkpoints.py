@@ -1,12 +1,13 @@
 """Checkpoints of the logs: signed, written to the file sink, and compared with the database (`custody.md`, "The trail")."""
 
 import base64
+import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from threading import Event, Lock
-from typing import Final
+from typing import Any, Final
 
 from app.domain.encoding import encode
 from app.domain.merkle import Frontier, check_inclusion, inclusion_nodes, inclusion_proof, leaf_hash
@@ -63,6 +64,11 @@ def segment_number(origin: str) -> int:
     return int(origin.partition("~")[2] or 1)
 
 
+def origin_of(name: str, segment: int) -> str:
+    """Return the origin line of a segment of a log: the log's name, from the second one on with the number behind a tilde."""
+    return name if segment == 1 else f"{name}~{segment}"
+
+
 def head_mac(ring: KeyRing, origin: str, frontier: Frontier, last_at: datetime) -> bytes:
     """Return the service's own seal of the end of a log (`custody.md`, "The trail")."""
     return ring.mac("log-head", _sealed_head(origin, frontier, last_at))
@@ -92,6 +98,15 @@ def check_lookup(ring: KeyRing, origin: str, entry: Entry) -> None:
     except IntegrityBroken:
         changed = f"Entry {entry.log_index} of the trail is stored under another action, actor, subject, site or time."
         raise IntegrityBroken(changed) from None
+
+
+def body_of(entry: Entry) -> Mapping[str, Any]:
+    """Return what an entry says; raise ``IntegrityBroken`` when its text does not have the hash it was stored under."""
+    if not hmac.compare_digest(leaf_hash(entry.body), entry.leaf_hash):
+        message = "An entry of the trail does not have the hash under which it was stored."
+        raise IntegrityBroken(message)
+    body: Mapping[str, Any] = json.loads(entry.body)
+    return body
 
 
 def is_found(ring: KeyRing, origin: str, entry: Entry) -> bool:

@@ -35,6 +35,11 @@ def kit_place(consignment_id: UUID, kit_id: UUID, kit_code: KitCode) -> tuple[st
     return str(consignment_id), str(kit_id), kit_code
 
 
+def safety_context(act: Act, safety_unblinding_id: UUID) -> SealContext:
+    """Return what binds the sealed subject of a safety unblinding to its row."""
+    return SealContext(Column.SAFETY_SUBJECT, act.study.study_code, (str(safety_unblinding_id),))
+
+
 def open_slot(act: Act, slot: SealedSlot) -> SlotContents:
     """Return the inside of a slot; raise ``IntegrityBroken`` unless it is what was committed to at this very place."""
     study = act.study

@@ -29,7 +29,7 @@ from app.domain.words import Action, Role, StudyCode, SubjectKey, subject_key
 from app.errors import DatabaseUnavailable, IllegalTransition, IntegrityBroken, Invalid, Missing, RollbackSuspected
 from app.services import exports, pages
 from app.services.audited import Act, Receipt, audited
-from app.services.checkpoints import LogState, check_head, check_lookup, log_name
+from app.services.checkpoints import LogState, body_of, check_head, check_lookup, log_name, origin_of
 from app.services.context import RequestContext
 from app.services.exports import ExportPart
 from app.storage import studies, trail
@@ -61,6 +61,7 @@ _ABOUT_SUBJECTS: Final = frozenset(
         Action.DISPENSE_KIT,
         Action.REPLACE_KIT,
         Action.READ_PREPARATION,
+        Action.READ_DISCLOSURES,
     }
 )
 """What is about subjects even where an entry names none: a refused request, a kit in nobody's hands."""
@@ -218,7 +219,7 @@ def _read(act: Act, study_id: UUID, wanted: TrailQuery, limit: int, cursor: str 
     shown = found[:limit]
     log = act.deployment.origin(act.head.study_code if act.head is not None else None)
     for entry in shown:
-        check_lookup(act.deployment.ring, log if entry.segment == 1 else f"{log}~{entry.segment}", entry)
+        check_lookup(act.deployment.ring, origin_of(log, entry.segment), entry)
     following = None
     if len(found) > limit:
         following = pages.encode(act, [shown[-1].segment, shown[-1].log_index, *until], said)
@@ -256,7 +257,7 @@ def _filter(act: Act, wanted: TrailQuery, asked: Mapping[str, str | None]) -> En
 
 
 def _public(entry: Entry) -> AuditEntry:
-    body = _body(entry)
+    body = body_of(entry)
     return AuditEntry(
         body["index"],
         entry.segment,
@@ -272,15 +273,6 @@ def _public(entry: Entry) -> AuditEntry:
         body["request_id"],
         entry.leaf_hash.hex(),
     )
-
-
-def _body(entry: Entry) -> Mapping[str, Any]:
-    """Return what an entry says; raise ``IntegrityBroken`` when its text does not have the hash it was stored under."""
-    if not hmac.compare_digest(leaf_hash(entry.body), entry.leaf_hash):
-        message = "An entry of the trail does not have the hash under which it was stored."
-        raise IntegrityBroken(message)
-    body: Mapping[str, Any] = json.loads(entry.body)
-    return body
 
 
 # -- restricted parts
@@ -300,7 +292,7 @@ def read_restricted(ctx: RequestContext, study: StudyCode, index: int, segment: 
         entry = trail.find_entry(act.tx, head.study_id, head.segment, index)
         if entry is None:
             raise Missing
-        body = _body(entry)
+        body = body_of(entry)
         _prove(act, head, entry)
         if not _may_open(act, body):
             raise Missing

@@ -46,7 +46,7 @@ from app.services import pages
 from app.services.aside import LONGEST_WAIT_MS, put_aside_broken
 from app.services.audited import Act, Receipt, Unfinished, audited
 from app.services.context import RequestContext
-from app.services.evidence import open_allocation, open_assigned_kit, open_kit
+from app.services.evidence import open_allocation, open_assigned_kit, open_kit, safety_context
 from app.services.final_package import FinalPackage
 from app.storage import allocations, commitments, dual_control, kits, studies, unblinding
 from app.storage.allocations import Allocation
@@ -412,7 +412,7 @@ def unblind_for_safety(ctx: RequestContext, study: StudyCode, subject_id: str, r
             shown = _open_subject(act, allocation)
             unblinding_id = act.deployment.new_id()
             ring = act.deployment.ring
-            sealed = ring.seal(_safety_context(act, unblinding_id), allocation.subject_id.encode())
+            sealed = ring.seal(safety_context(act, unblinding_id), allocation.subject_id.encode())
             unblinding.add_safety_unblinding(
                 act.tx,
                 study_id,
@@ -432,10 +432,6 @@ def unblind_for_safety(ctx: RequestContext, study: StudyCode, subject_id: str, r
             unblinding.record_withheld_unblinding(tx, study, result.safety_unblinding_id)
 
         return audited(ctx, Action.UNBLIND_FOR_SAFETY, work, study=study, on_withheld=on_withheld)
-
-
-def _safety_context(act: Act, safety_unblinding_id: UUID) -> SealContext:
-    return SealContext(Column.SAFETY_SUBJECT, act.study.study_code, (str(safety_unblinding_id),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -473,7 +469,7 @@ def list_safety_unblindings(ctx: RequestContext, study: StudyCode, limit: int, c
 
 
 def _safety_record(act: Act, kept: SafetyUnblinding) -> SafetyRecord:
-    subject = act.deployment.ring.open(_safety_context(act, kept.safety_unblinding_id), kept.sealed_subject)
+    subject = act.deployment.ring.open(safety_context(act, kept.safety_unblinding_id), kept.sealed_subject)
     return SafetyRecord(
         kept.safety_unblinding_id,
         SubjectId(subject.decode()),

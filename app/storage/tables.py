@@ -497,7 +497,18 @@ trail_entry = Table(
     # Seals the columns by which an entry is found, which are no part of what is hashed.
     Column("lookup_mac", LargeBinary(32), nullable=False),
     PrimaryKeyConstraint("study_id", "segment", "log_index"),
-    Index("ix_trail_entry_subject", "study_id", "subject_key"),
+    # With the place behind it, so that the entries of one subject come in order and a page of them costs no more than it shows.
+    Index("ix_trail_entry_subject", "study_id", "subject_key", "segment", "log_index"),
+)
+# What was done on many subjects at once; what is written in haste is about one, and costs nothing here.
+Index(
+    "ix_trail_entry_of_nobody",
+    trail_entry.c.study_id,
+    trail_entry.c.action,
+    trail_entry.c.segment,
+    trail_entry.c.log_index,
+    postgresql_where=text("subject_key IS NULL"),
+    sqlite_where=text("subject_key IS NULL"),
 )
 trail_node = Table(
     "trail_node",

@@ -73,6 +73,8 @@ class EntryFilter:
     """Entries of these sites, and those that concern neither a site nor a subject; None for all."""
     actions_left_out: Collection[Action] | None = None
     """With it, neither entries of these actions nor any about a subject."""
+    names_no_subject: bool = False
+    """With it, no entry about a subject."""
 
 
 _ENTRY: Final = (
@@ -192,6 +194,8 @@ def list_entries(
         query = query.where(or_(nowhere, _e.site_code.in_(list(wanted.sites))))
     if wanted.actions_left_out is not None:
         query = query.where(_e.subject_key.is_(None), _e.action.not_in(list(wanted.actions_left_out)))
+    if wanted.names_no_subject:
+        query = query.where(_e.subject_key.is_(None))
     rows = tx.execute(query.order_by(_e.segment, _e.log_index).limit(limit))
     return [_entry(row) for row in rows]
 

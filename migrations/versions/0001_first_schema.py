@@ -117,7 +117,17 @@ def upgrade() -> None:
         sa.Column("lookup_mac", sa.LargeBinary(length=32), nullable=False),
         sa.PrimaryKeyConstraint("study_id", "segment", "log_index", name=op.f("pk_trail_entry")),
     )
-    op.create_index("ix_trail_entry_subject", "trail_entry", ["study_id", "subject_key"], unique=False)
+    op.create_index(
+        "ix_trail_entry_subject", "trail_entry", ["study_id", "subject_key", "segment", "log_index"], unique=False
+    )
+    op.create_index(
+        "ix_trail_entry_of_nobody",
+        "trail_entry",
+        ["study_id", "action", "segment", "log_index"],
+        unique=False,
+        postgresql_where=sa.text("subject_key IS NULL"),
+        sqlite_where=sa.text("subject_key IS NULL"),
+    )
     op.create_table(
         "trail_node",
         sa.Column("study_id", sa.Uuid(), nullable=False),
@@ -534,6 +544,12 @@ def downgrade() -> None:
     op.drop_table("allocation")
     op.drop_table("trail_restricted")
     op.drop_table("trail_node")
+    op.drop_index(
+        "ix_trail_entry_of_nobody",
+        table_name="trail_entry",
+        postgresql_where=sa.text("subject_key IS NULL"),
+        sqlite_where=sa.text("subject_key IS NULL"),
+    )
     op.drop_index("ix_trail_entry_subject", table_name="trail_entry")
     op.drop_table("trail_entry")
     op.drop_table("study")

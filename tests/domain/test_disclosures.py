@@ -1,0 +1,77 @@
+"""What an entry means for a subject: one word and a plain sentence for every act, and never an arm."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from app.domain.disclosures import KEY_USE, LISTING, OPENING, REVEALING, Learnt, Section, told
+from app.domain.words import Action
+
+
+def learnt(section: Section, action: str, outcome: str = "done", after: Mapping[str, Any] | None = None) -> Learnt:
+    return told(section, action, outcome, after, did_leave=True, is_told=True).learnt
+
+
+class TestTold:
+    def test_every_act_on_many(self) -> None:
+        """Each action of a section has its word, in that section alone. [E1, BLD-20]"""
+        assert {learnt(Section.LISTS, action) for action in LISTING} == {Learnt.RECORD}
+        assert {learnt(Section.KEYS, action) for action in KEY_USE} == {Learnt.SEALED, Learnt.KEYS}
+        opened = {action: learnt(Section.OPENED, action) for action in OPENING}
+        assert {action for action, what in opened.items() if what is Learnt.TREATMENT} == REVEALING - {
+            Action.READ_PREPARATION
+        }
+        assert not OPENING & LISTING
+        assert not OPENING & KEY_USE
+
+    @pytest.mark.parametrize(
+        ("outcome", "expected"),
+        [
+            ("authorised", Learnt.TREATMENT),
+            ("done", Learnt.TREATMENT),
+            ("withheld", Learnt.SEALED),
+            ("unknown", Learnt.SEALED),
+            ("denied", Learnt.REFUSED),
+            ("refused", Learnt.REFUSED),
+            ("integrity", Learnt.REFUSED),
+        ],
+    )
+    def test_how_it_ended(self, outcome: str, expected: Learnt) -> None:
+        """Only what left the service is told as seen. [D4]"""
+        assert learnt(Section.SUBJECT, Action.BREAK_CODE, outcome) is expected
+
+    def test_withheld_by_a_second_entry(self) -> None:
+        """The first entry alone would say more than was seen. [D4]"""
+        said = told(Section.SUBJECT, Action.BREAK_CODE, "authorised", None, did_leave=False, is_told=True)
+        assert said.learnt is Learnt.SEALED
+
+    def test_envelope_and_escrow(self) -> None:
+        """Who opened an envelope knows the treatment; an escrow is for whoever holds its key. [D5, CUS-12]"""
+        assert learnt(Section.SUBJECT, "envelope:enter_opening") is Learnt.TREATMENT
+        assert learnt(Section.KEYS, "key:escrow") is Learnt.KEYS
+
+    def test_of_a_safety_unblinding(self) -> None:
+        """Whose it was is told only to who may know. [E3]"""
+        for is_told, expected in ((True, Learnt.TREATMENT), (False, Learnt.UNTOLD)):
+            said = told(Section.OPENED, Action.UNBLIND_FOR_SAFETY, "authorised", {}, did_leave=True, is_told=is_told)
+            assert said.learnt is expected
+
+    def test_of_what_came_from_outside(self) -> None:
+        """Who brings in a list or a kit map knows it; who has one made by the service does not. [SEQ-08, CUS-02]"""
+        for action in (Action.GENERATE_SCHEDULE, Action.CREATE_CONSIGNMENT):
+            assert learnt(Section.OPENED, action, after={"origin": "imported"}) is Learnt.TREATMENT
+            assert learnt(Section.OPENED, action, after={"origin": "generated"}) is Learnt.SEALED
+
+    def test_encrypted(self) -> None:
+        """What left under a recipient's key is said to have. [F3]"""
+        plain, encrypted = (
+            told(Section.OPENED, Action.RELEASE_PACKING_LIST, "done", {"encrypted": so}, did_leave=True, is_told=True)
+            for so in (False, True)
+        )
+        assert encrypted.learnt is plain.learnt
+        assert encrypted.in_words == f"{plain.in_words}, encrypted for the holder of a key"
+
+    def test_new_action(self) -> None:
+        """An act about a subject that has no word of its own is there all the same. [E1]"""
+        assert learnt(Section.SUBJECT, "record:something_new") is Learnt.RECORD
