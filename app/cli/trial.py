@@ -188,7 +188,7 @@ class Trial:
         machine.token = response.json()["access_token"]
         return machine.token
 
-    def _post(self, path: str, body: Mapping[str, str], token: str | None) -> Any:  # noqa: ANN401
+    def _post(self, path: str, body: Mapping[str, str], token: str | None) -> Any:  # noqa: ANN401  # whatever JSON holds
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         return self.ask(None, "POST", path, body, headers=headers).json()
 

@@ -4,7 +4,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +110,9 @@ def _share(size: Size, clients: int) -> int:
     return size.allocations // 4 if clients == 1 else size.allocations
 
 
-def _in_turns(service: Service, studies: list[OpenStudy], size: Size, bare_rate: Any) -> dict[str, Any]:  # noqa: ANN401
+def _in_turns(
+    service: Service, studies: list[OpenStudy], size: Size, bare_rate: Callable[[int], float]
+) -> dict[str, Any]:
     _send(service, studies, "warm", 32, 8)
     seen: dict[int, list[tuple[load.Outcome, float]]] = {clients: [] for clients in CLIENTS}
     for turn in range(size.rounds):

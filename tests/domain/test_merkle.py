@@ -345,7 +345,12 @@ class TestTiles:
             claimed = altered[0, index // 256][index % 256 * HASH_SIZE :][:HASH_SIZE]
             for leaf in (leaves[index], claimed):
                 with pytest.raises(ProofInvalid):
-                    check_leaf_in_tiles(index, leaf, 700, root, lambda level, i, held=altered: held[level, i])  # type: ignore[misc]
+                    check_leaf_in_tiles(index, leaf, 700, root, tiles_of(altered))
+
+
+def tiles_of(held: Mapping[tuple[int, int], bytes]) -> Callable[[int, int], bytes]:
+    """Return how a store of these tiles answers."""
+    return lambda level, index: held[level, index]
 
 
 def _changed(tile: bytes, chance: random.Random) -> bytes:
