@@ -101,9 +101,9 @@ class FaultyImport(Invalid):
     title = "The import holds faults and was refused whole"
     advice = "Mend every named line and import the whole file again; nothing was stored."
 
-    def __init__(self, message: str, faults: tuple[tuple[str, str], ...]) -> None:
-        """Keep each fault as (place, sentence)."""
-        super().__init__(message, "kits")
+    def __init__(self, message: str, faults: tuple[tuple[str, str], ...], field: str) -> None:
+        """Keep each fault as (place, sentence); ``field`` is where the import came."""
+        super().__init__(message, field)
         self.faults = faults
 
 

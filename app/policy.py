@@ -108,6 +108,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
     | {
         Action.GENERATE_SCHEDULE,
         Action.EXTEND_SCHEDULE,
+        Action.IMPORT_SCHEDULE,
         Action.READ_QUALITY_REPORT,
         Action.RELEASE_PACKING_LIST,
         Action.REQUEST_FINAL_UNBLINDING,
@@ -161,6 +162,7 @@ ELEVATED: Final = frozenset(
         Action.SET_STUDY_STATUS,
         Action.GENERATE_SCHEDULE,
         Action.EXTEND_SCHEDULE,
+        Action.IMPORT_SCHEDULE,
         Action.APPROVE_SCHEDULE,
         Action.REJECT_SCHEDULE,
         Action.ACTIVATE_SCHEDULE,

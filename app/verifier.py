@@ -26,6 +26,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, TextIO, TypeVar
 
@@ -1029,6 +1030,7 @@ _HEX: Final = re.compile(r"[0-9a-f]{64}")
 # -- the allocation algorithm, written a second time -------------------------------------------------------------------
 
 ALGORITHM: Final = "snose-permuted-blocks-1"
+_IMPORTED: Final = "imported"
 
 
 def encode(*fields: str | int | bytes) -> bytes:
@@ -1385,9 +1387,11 @@ class _Package:
 
     def _recompute(self, row: dict[str, Any], document: dict[str, Any], place: str) -> None:
         origin = _text(row, "origin", place)
-        if origin == "imported" and row.get("seed") is None:
+        algorithm = _text(document, "algorithm", place)
+        if origin == algorithm == _IMPORTED and row.get("seed") is None:
+            self._check_blocks(row, document, place)
             return
-        if origin != "generated" or _text(document, "algorithm", place) != ALGORITHM:
+        if origin != "generated" or algorithm != ALGORITHM:
             raise Difference("malformed", f"{place} is neither imported nor made by {ALGORITHM}.")
         seed = _hex(row, "seed", place)
         for planned, stratum in zip(document["strata"], row["strata"], strict=True):
@@ -1401,6 +1405,25 @@ class _Package:
                     f"{place}, stratum {code!r}, slot {position}: the seed and the specification give another list."
                 )
                 raise Difference("list_mismatch", message)
+
+    def _check_blocks(self, row: dict[str, Any], document: dict[str, Any], place: str) -> None:
+        """Compare a list that nobody can compute with what its specification says of lengths, block sizes and ratios."""
+        ratios = {_text(arm, "arm_code", place): _int(arm, "ratio", place) for arm in _list(document, "arms", place)}
+        sizes, is_cut = _numbers(document, "block_sizes"), _text(document, "fill", place) == "overrun"
+        for planned, stratum in zip(document["strata"], row["strata"], strict=True):
+            at = f"{place}, stratum {stratum['stratum_code']!r}"
+            slots = stratum["slots"]
+            if len(slots) != _int(planned, "length", at) + is_cut * max(sizes):
+                raise Difference("list_mismatch", f"{at} has not as many slots as its specification says.")
+            for number, (block, members) in enumerate(groupby(slots, key=lambda slot: slot[2])):
+                group = list(members)
+                arms, size = [slot[1] for slot in group], group[0][3]
+                is_last = is_cut and group[-1] is slots[-1]
+                sound = block == number and size in sizes and {slot[3] for slot in group} == {size}
+                sound = sound and (len(group) == size or (is_last and len(group) < size))
+                if not sound or any(arms.count(arm) * sum(ratios.values()) > size * ratios[arm] for arm in arms):
+                    message = f"{at}, slot {group[0][0]}: the block that begins here is none of the specification's."
+                    raise Difference("list_mismatch", message)
 
     def _list_root(self, row: dict[str, Any], document: dict[str, Any], place: str) -> bytes:
         """Return the root over the specification and the strata."""

@@ -4,6 +4,7 @@ study = running_study(house, subjects=3)
 study.investigator.post(f"{S}/code-breaks", json={...}, step_up=True)
 """
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,17 +79,20 @@ class RunningStudy:
 
 
 def running_study(
-    house: House, subjects: int = 2, kits_per_arm: int = 10, length: int = 12, **fields: Json
+    house: House, subjects: int = 2, kits_per_arm: int = 10, length: int = 12, list_csv: str = "", **fields: Json
 ) -> RunningStudy:
-    """Return a study that is open, with site 01 active and so many subjects ``01-0001``, ``01-0002`` ... allocated."""
-    key = ("running study", kits_per_arm, length, repr(fields))
-    running = remembered(house, key, lambda: _begun(house, kits_per_arm, length, **fields))
+    """Return a study that is open, with site 01 active and so many subjects ``01-0001``, ``01-0002`` ... allocated.
+
+    Its list is generated, or imported where one is given.
+    """
+    key = ("running study", kits_per_arm, length, list_csv, repr(fields))
+    running = remembered(house, key, lambda: _begun(house, kits_per_arm, length, list_csv, **fields))
     for number in range(1, subjects + 1):
         running.allocate(f"01-{number:04}")
     return running
 
 
-def _begun(house: House, kits_per_arm: int, length: int, **fields: Json) -> RunningStudy:
+def _begun(house: House, kits_per_arm: int, length: int, list_csv: str, **fields: Json) -> RunningStudy:
     """Return a study that is open, with site 01 active and nobody allocated."""
     house.register_study(sites=("01", "02"), **fields)
     people = {
@@ -98,7 +102,10 @@ def _begun(house: House, kits_per_arm: int, length: int, **fields: Json) -> Runn
     house.person(Role.INVESTIGATOR)
     admin = house.study_admins[STUDY]
     specification = {"block_sizes": [2, 4], "block_size_weights": [1, 1], "length_per_stratum": length, "fill": "exact"}
-    made = expect(people["statistician"].post(f"{S}/schedules", json=specification, step_up=True), 201)
+    path, body = f"{S}/schedules", specification
+    if list_csv:
+        path, body = f"{path}/imports", import_of(list_csv, specification)
+    made = expect(people["statistician"].post(path, json=body, step_up=True), 201)
     schedule = f"{S}/schedules/{made['schedule_id']}"
     approval = {"commitment": made["commitment"], "meaning": "approval"}
     expect(people["list_approver"].post(f"{schedule}/approval", json=approval, step_up=True), 200)
@@ -108,6 +115,12 @@ def _begun(house: House, kits_per_arm: int, length: int, **fields: Json) -> Runn
     expect(admin.post(f"{S}/sites/01/activation", step_up=True), 200)
     running.set_status("open")
     return running
+
+
+def import_of(list_csv: str, specification: Json, **fields: Json) -> dict[str, Any]:
+    """Return the body by which a statistician hands in a list."""
+    digest = hashlib.sha256(list_csv.encode()).hexdigest()
+    return {"specification": specification, "list_csv": list_csv, "digest": digest, **fields}
 
 
 def consignment(running: RunningStudy, code: str, per_arm: int, *, received: bool = True) -> list[str]:

@@ -289,7 +289,7 @@ def _made(kind: type[SnoseError]) -> SnoseError:
         return errors.TooManyAttempts("Too many wrong tries; wait 2 seconds.", 2)
     if kind is errors.FaultyImport:
         return errors.FaultyImport(
-            "1 line is wrong.", (("kits.3.kit_code", "The last character does not check the others."),)
+            "1 line is wrong.", (("kits.3.kit_code", "The last character does not check the others."),), "kits"
         )
     if kind is errors.RevealUnavailable:
         return kind(backup_contact="Pharmacy on call, +86 10 5550 0100")

@@ -26,6 +26,8 @@ from app.services.context import SEALED_MESSAGE, Deployment, RequestContext, tok
 MAX_BODY: Final = 1_048_576
 MAX_IMPORT: Final = 16_777_216
 MAX_KEY: Final = 200
+IMPORTING: Final = frozenset({Action.CREATE_CONSIGNMENT, Action.IMPORT_SCHEDULE})
+"""Acts whose bodies hold a whole list, of kits or of slots."""
 BREAKING: Final = frozenset({Action.BREAK_CODE, Action.UNBLIND_FOR_SAFETY})
 """The doors at which every 503 carries the back-up contact (rule D4)."""
 REVEALING: Final = frozenset(
@@ -38,6 +40,7 @@ REVEALING: Final = frozenset(
         Action.READ_RESTRICTED,
         Action.GENERATE_SCHEDULE,
         Action.EXTEND_SCHEDULE,
+        Action.IMPORT_SCHEDULE,
         Action.READ_SCHEDULES,
         Action.READ_QUALITY_REPORT,
         Action.READ_SAFETY_UNBLINDINGS,
@@ -64,6 +67,7 @@ HONOURING_KEY: Final = frozenset(
         Action.SET_STUDY_STATUS,
         Action.GENERATE_SCHEDULE,
         Action.EXTEND_SCHEDULE,
+        Action.IMPORT_SCHEDULE,
         Action.APPROVE_SCHEDULE,
         Action.REJECT_SCHEDULE,
         Action.ACTIVATE_SCHEDULE,
@@ -186,7 +190,7 @@ class Door:
 
 async def _read_body(request: Request, route: DoorRoute) -> None:
     """Check size, media type and JSON, and keep the fingerprint; raises `MalformedRequest` (rule G2)."""
-    limit = MAX_IMPORT if route.action is Action.CREATE_CONSIGNMENT else MAX_BODY
+    limit = MAX_IMPORT if route.action in IMPORTING else MAX_BODY
     body = bytearray()
     try:
         async for chunk in request.stream():

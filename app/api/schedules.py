@@ -1,5 +1,6 @@
 """Allocation lists: specification, approval, activation, and what each role may read of them."""
 
+import hashlib
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
@@ -7,16 +8,21 @@ from uuid import UUID
 from pydantic import Field
 
 from app.api.doors import Context, Door
-from app.api.schemas import Answer, Body, Code, Cursor, IdPath, Limit, Page, Reason, SiteCodeField, StudyPath
+from app.api.schemas import Answer, Body, Code, Cursor, Id, IdPath, Limit, Page, Reason, SiteCodeField, StudyPath
+from app.domain.imported_lists import LIST_HEADER, NUMBERED_HEADER
 from app.domain.schedules import Fill
 from app.domain.words import Action, SiteCode, StudyCode
 from app.services import schedules
-from app.services.schedules import ScheduleSummary, UnblindedScheduleSummary, WantedList
+from app.services.schedules import ScheduleSummary, SentList, UnblindedScheduleSummary, WantedList
 
 door = Door("Allocation lists")
 
 _ID: Final = "3f0c9b5e-6f0e-4c5e-9a59-3d1c6a4f2b10"
 _COMMITMENT: Final = "9f2c6f0a1e5d4b7c8a93e6d2f1b0c4a79f2c6f0a1e5d4b7c8a93e6d2f1b0c4a7"
+_LIST: Final = "".join(
+    f"{line}\r\n"
+    for line in (",".join(LIST_HEADER), ",0,HUCMSC,0,4", ",1,CONTROL,0,4", ",2,CONTROL,0,4", ",3,HUCMSC,0,4")
+)
 _REPORT: Final = {"passed": True, "slots": 320, "slots_by_arm": {"CONTROL": 160, "HUCMSC": 160}}
 
 ScheduleId = Annotated[UUID, Field(examples=[_ID])]
@@ -62,6 +68,37 @@ class ScheduleRequest(Body):
 def _length(field: LengthField) -> tuple[SiteCode | None, dict[str, str], int]:
     site_code = None if field.site_code is None else SiteCode(field.site_code)
     return site_code, dict(field.strata), field.length
+
+
+class ScheduleImport(Body):
+    """A list that an independent statistician made, with its specification. Signed by sending it with a fresh one-time code."""
+
+    specification: ScheduleRequest
+    extends: Annotated[Id | None, Field(description="the list that it is a segment of")] = None
+    list_csv: Annotated[
+        str,
+        Field(
+            examples=[_LIST],
+            description=(
+                f"a CSV file, one line a slot in order, with the header {','.join(LIST_HEADER)} or"
+                f" {','.join(NUMBERED_HEADER)}; positions and blocks count from 0 within their stratum, whose code is"
+                " like site=01;sex=f, or empty in an unstratified study"
+            ),
+        ),
+    ]
+    digest: Annotated[
+        str,
+        Field(
+            pattern=r"^[0-9a-f]{64}$",
+            examples=[hashlib.sha256(_LIST.encode()).hexdigest()],
+            description="SHA-256 of the bytes of that file, as its maker computed it",
+        ),
+    ]
+
+    def sent(self) -> SentList:
+        """Return the list in the service's words."""
+        extends = None if self.extends is None else UUID(self.extends)
+        return SentList(self.list_csv.encode(), self.digest, extends)
 
 
 class ApprovalRequest(Body):
@@ -187,6 +224,13 @@ def extend_schedule(
     """Extend a list by a segment with a seed and an approval of its own."""
     wanted = body.wanted()
     return GeneratedScheduleRead.of(schedules.extend_schedule(ctx, StudyCode(study), UUID(schedule_id), wanted))
+
+
+@door.post("/studies/{study}/schedules/imports", Action.IMPORT_SCHEDULE, 201)
+def import_schedule(study: StudyPath, body: ScheduleImport, ctx: Context) -> GeneratedScheduleRead:
+    """Import a list that an independent statistician made; refused whole, with every fault named."""
+    wanted = body.specification.wanted()
+    return GeneratedScheduleRead.of(schedules.import_schedule(ctx, StudyCode(study), wanted, body.sent()))
 
 
 @door.get("/studies/{study}/schedules", Action.READ_SCHEDULES)

@@ -63,10 +63,12 @@ SitePath = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,10}$", examples=["01"]
 SubjectPath = Annotated[str, Path(min_length=1, max_length=80, examples=["01-0007"]), AfterValidator(_subject)]
 KitPath = Annotated[str, Path(min_length=9, max_length=20, examples=["K7XQ4M2PF"]), AfterValidator(_kit_code)]
 CodePath = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
+_ID: Final = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+Id = Annotated[str, StringConstraints(pattern=_ID)]
 IdPath = Annotated[
     str,
     Path(
-        pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
+        pattern=_ID,
         examples=["3f0c9b5e-6f0e-4c5e-9a59-3d1c6a4f2b10"],
     ),
 ]

@@ -105,6 +105,20 @@ def _draw(entropy: Entropy, purpose: str, length: int, count: int, taken: Contai
     return list(codes)
 
 
+def codes_tell(codes: Sequence[str], labels: Sequence[str]) -> bool:
+    """Return whether codes of one length tell their labels: in the order of the codes the labels do not alternate as by chance.
+
+    A code may tell by any of its characters, so the order is that of the codes read from each character on, around the end.
+    """
+    return any(
+        runs_test_p(
+            [label for _, label in sorted(zip((code[turn:] + code[:turn] for code in codes), labels, strict=True))]
+        )
+        < RUNS_TEST_LIMIT
+        for turn in range(max(map(len, codes), default=0))
+    )
+
+
 def runs_test_p(labels: Sequence[str]) -> float:
     """Return the p-value of the runs test: how surprising the number of runs is in a random order.
 

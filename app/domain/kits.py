@@ -25,12 +25,14 @@ from enum import StrEnum
 from io import StringIO
 from typing import Final
 
-from app.domain.codes import RUNS_TEST_LIMIT, normalise_kit_code, runs_test_p
+from app.domain.codes import RUNS_TEST_LIMIT, codes_tell, normalise_kit_code, runs_test_p
+from app.domain.imports import Fault, read_table
 from app.domain.words import ArmCode, ConsignmentStatus, KitCode, KitStatus
-from app.errors import FaultyImport, IllegalTransition, InvalidCode
+from app.errors import IllegalTransition, InvalidCode
 
 LARGEST_CONSIGNMENT: Final = 200_000
 IMPORT_HEADER: Final = ("kit_code", "arm_code", "lot", "expires_on")
+IMPORT_FIELD: Final = "kits"
 _LOT: Final = re.compile(r"(?![=+@-])[!-~](?:[ -~]{0,38}[!-~])?")
 _DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
@@ -169,35 +171,10 @@ class ImportLine:
     expires_on: str = field(repr=False)
 
 
-Fault = tuple[str, str]
-"""Where, and a sentence that says what is wrong; never what was sent (rule G1)."""
-
-
 def read_import(content: bytes) -> list[ImportLine]:
-    """Return the lines of a CSV file in UTF-8 (RFC 4180; a byte order mark and empty lines are passed over).
-
-    Raises ``FaultyImport`` for a file that is none, that has another header, or that has lines of other lengths.
-    """
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise _faulty([("file", "The file is not UTF-8.")]) from None
-    reader = csv.reader(StringIO(text, newline=""), strict=True)
-    lines: list[ImportLine] = []
-    faults: list[Fault] = []
-    try:
-        if tuple(next(reader, ())) != IMPORT_HEADER:
-            faults.append(("line 1", f"The header must be {','.join(IMPORT_HEADER)}."))
-        for cells in reader:
-            place = f"line {reader.line_num}"
-            if len(cells) == len(IMPORT_HEADER):
-                lines.append(ImportLine(place, *cells))
-            elif cells:
-                faults.append((place, f"A line has {len(IMPORT_HEADER)} cells."))
-    except csv.Error:
-        faults.append((f"line {reader.line_num}", "This is not CSV: a quote is out of place, or a cell is too long."))
-    refuse_faults(faults)
-    return lines
+    """Return the lines of a CSV file; raise ``FaultyImport`` as ``read_table`` does."""
+    _, lines = read_table(content, (IMPORT_HEADER,), IMPORT_FIELD)
+    return [ImportLine(place, *cells) for place, cells in lines]
 
 
 def check_import(
@@ -223,18 +200,6 @@ def check_import(
     if not faults:
         faults = [*_missing_arms(kits, arms), *_telling_orders(kits)]
     return kits, places, faults
-
-
-def refuse_faults(faults: Sequence[Fault]) -> None:
-    """Return when there is no fault; raise ``FaultyImport`` with all of them otherwise."""
-    if faults:
-        raise _faulty(faults)
-
-
-def _faulty(faults: Sequence[Fault]) -> FaultyImport:
-    place, sentence = faults[0]
-    more = f" This is one of {len(faults)} faults." if len(faults) > 1 else ""
-    return FaultyImport(f"{place}: {sentence}{more} Nothing was imported.", tuple(faults))
 
 
 def _check_line(line: ImportLine, arms: Collection[ArmCode]) -> tuple[PlannedKit | None, list[str]]:
@@ -276,11 +241,11 @@ def _missing_arms(kits: Iterable[PlannedKit], arms: Collection[ArmCode]) -> list
 
 
 def _telling_orders(kits: Sequence[PlannedKit]) -> list[Fault]:
-    by_code = sorted(kits, key=lambda kit: kit.kit_code)
+    arms = [kit.arm_code for kit in kits]
     faults = []
-    if runs_test_p([kit.arm_code for kit in by_code]) < RUNS_TEST_LIMIT:
+    if codes_tell([kit.kit_code for kit in kits], arms):
         faults.append(("kits", "The kit codes tell the arm: in their order the arms do not alternate as by chance."))
-    if runs_test_p([kit.arm_code for kit in kits]) < RUNS_TEST_LIMIT:
+    if runs_test_p(arms) < RUNS_TEST_LIMIT:
         faults.append(("kits", "The order of the lines tells the arm: shuffle them."))
     return faults
 

@@ -20,6 +20,8 @@ from app.domain.words import Arm, ArmCode, Factor, Mode, SiteCode, StratumCode, 
 from app.errors import InvalidSpecification
 
 ALGORITHM: Final = "snose-permuted-blocks-1"
+IMPORTED: Final = "imported"
+"""Stands in the place of the algorithm, and says where a list comes from, when an independent statistician made it (rule A1)."""
 SEED_SIZE: Final = 32
 """Bytes of a seed: 256 bits (rule A4, SEQ-05)."""
 
@@ -233,7 +235,8 @@ def validate(spec: Specification) -> None:
 
     Raises ``InvalidSpecification`` with the field and the reason, in the field's words.
     """
-    _require(spec.algorithm == ALGORITHM, f"The algorithm is not '{ALGORITHM}'.", "algorithm")
+    known = spec.algorithm in {ALGORITHM, IMPORTED}
+    _require(known, f"The algorithm is neither '{ALGORITHM}' nor '{IMPORTED}'.", "algorithm")
     _require_code(_STUDY_CODE, spec.study_code, "study_code", "study code")
     _require(spec.segment_number >= 0, "The segment number is negative.", "segment_number")
     _validate_arms(spec.arms)

@@ -187,6 +187,7 @@ class Action(StrEnum):
     # allocation lists
     GENERATE_SCHEDULE = "schedule:generate"
     EXTEND_SCHEDULE = "schedule:extend"
+    IMPORT_SCHEDULE = "schedule:import"
     READ_SCHEDULES = "schedule:read"
     READ_QUALITY_REPORT = "quality_report:read"
     APPROVE_SCHEDULE = "schedule:approve"

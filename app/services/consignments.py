@@ -14,10 +14,11 @@ from uuid import UUID
 from app.domain.codes import draw_kit_codes
 from app.domain.contents import SALT_SIZE, KitContents
 from app.domain.encoding import canonical_json
+from app.domain.imports import Fault, refuse_faults
 from app.domain.kits import (
+    IMPORT_FIELD,
     LARGEST_CONSIGNMENT,
     STEPS,
-    Fault,
     ImportLine,
     PlannedKit,
     Step,
@@ -25,7 +26,6 @@ from app.domain.kits import (
     next_status,
     packing_list,
     read_import,
-    refuse_faults,
 )
 from app.domain.merkle import tiles, tree_root
 from app.domain.notes import kit_commitment_text
@@ -125,7 +125,7 @@ def import_consignment(
             # What is wrong in itself comes first (rule G2); of an import sent twice it is said that it is there.
             _refuse_taken(act, consignment_code)
         known = kits.list_known_codes(act.tx, act.study.study_id, places)
-        refuse_faults([*faults, *_known(places, known)])
+        refuse_faults([*faults, *_known(places, known)], IMPORT_FIELD)
         return _store(act, consignment_code, planned, "imported")
 
     return audited(ctx, Action.CREATE_CONSIGNMENT, work, study=study, answer_type=CreatedConsignment)

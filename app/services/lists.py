@@ -1,12 +1,13 @@
 """Making a list and checking it again: slot by slot, holding no more than a batch however long it is.
 
-Made: the domain gives the slots from the seed; each gets a randomization number and a salt, is sealed for its place, hashed into
-the tree of its stratum, and stored. Checked, at approval and at activation (SEQ-11): every slot is opened in its place and compared
-with what the seed gives, and the trees over what is stored lead to the commitment on record.
+Made: the domain gives the slots from the seed, or they were imported; each gets a randomization number and a salt, is sealed for
+its place, hashed into the tree of its stratum, and stored. Checked, at approval and at activation (SEQ-11): every slot is opened in
+its place and compared with what the seed gives (an imported list has none), and the trees over what is stored lead to the
+commitment on record.
 """
 
 import json
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from operator import itemgetter
@@ -17,9 +18,11 @@ from app.domain.codes import ALPHABET, RANDOMIZATION_NUMBER_LENGTH, draw_randomi
 from app.domain.contents import SALT_SIZE, SlotContents, SlotPlace
 from app.domain.encoding import canonical_json, encode
 from app.domain.entropy import Entropy
+from app.domain.imported_lists import ImportedList
 from app.domain.merkle import Tile, salted_leaf, tiles, tree_root
 from app.domain.schedules import (
-    SEED_SIZE,
+    IMPORTED,
+    BlockPlan,
     SlotPlan,
     Specification,
     StratumSpec,
@@ -97,7 +100,9 @@ class ListMaker:
     schedule_id: UUID
     stratum_ids: Mapping[StratumCode, UUID]
     seed: bytes = field(repr=False)
+    """Empty for an imported list."""
     used: UsedNumbers
+    imported: ImportedList | None = field(default=None, repr=False)
     waiting: list[tuple[UUID, Tile]] = field(default_factory=list)
     strata: list[NewStratum] = field(default_factory=list)
 
@@ -121,11 +126,17 @@ class ListMaker:
         """Yield the slots of all strata, sealed."""
         spec, deployment = self.specification, self.act.deployment
         total = sum(slots_per_stratum(spec, stratum) for stratum in spec.strata)
-        numbers = _numbers(deployment.entropy, self.used, total)
+        given = () if self.imported is None else self.imported.numbers
+        numbers = iter(given) if given else _numbers(deployment.entropy, self.used, total)
         salts = _salts(deployment.entropy)
         seal = deployment.ring.sealer_for(Column.SLOT, spec.study_code)
         for stratum in spec.strata:
             yield from self._stratum(stratum, numbers, salts, seal)
+
+    def _blocks(self, stratum: StratumSpec) -> Iterable[BlockPlan]:
+        if self.imported is not None:
+            return self.imported.blocks[stratum.stratum_code]
+        return generate_blocks(self.specification, stratum, self.seed)
 
     def _stratum(
         self, stratum: StratumSpec, numbers: Iterator[RandomizationNumber], salts: Iterator[bytes], seal: Seal
@@ -144,7 +155,7 @@ class ListMaker:
 
         def leaves() -> Iterator[bytes]:
             position = 0
-            for block, block_size, arm_codes in generate_blocks(spec, stratum, self.seed):
+            for block, block_size, arm_codes in self._blocks(stratum):
                 of_block = encode(block, block_size)
                 for arm_code in arm_codes:
                     number, salt = next(numbers), next(salts)
@@ -195,6 +206,8 @@ def open_specification(act: Act, schedule_id: UUID, sealed: Sealed) -> Specifica
 def check_list(act: Act, head: ScheduleHead) -> None:
     """Return when the stored list is, slot by slot, what its specification and seed give and what was committed to.
 
+    Nobody can compute an imported list anew: it is what was committed to, which the trail has told since it came.
+
     Raises ``IntegrityBroken`` for a slot that was swapped, moved, changed, added or left out, for changed numbers, roots or tiles,
     and for what nobody could have generated at all (SEQ-11, CUS-10).
     """
@@ -212,7 +225,10 @@ def _check_list(act: Act, head: ScheduleHead) -> None:
     _require((spec.list_id, spec.segment_number) == (str(head.list_id), head.segment_number))
     context = SealContext(Column.SEED, study.study_code, place_of(head.schedule_id))
     secrets = ring.open(context, kept.sealed_seed)
-    seed, salt = secrets[:SEED_SIZE], secrets[SEED_SIZE:]
+    seed, salt = secrets[:-SALT_SIZE], secrets[-SALT_SIZE:]
+    # What a list is said to be in clear is what its sealed specification says, and what is sealed as its seed.
+    is_imported = head.origin == IMPORTED
+    _require((head.algorithm == IMPORTED, spec.algorithm == IMPORTED, not seed) == (is_imported,) * 3)
     codes = {stratum_id: code for code, stratum_id in schedules.list_strata(act.tx, study.study_id).items()}
     _require([codes.get(stratum.stratum_id) for stratum in kept.strata] == [s.stratum_code for s in spec.strata])
     for stratum, committed in zip(spec.strata, kept.strata, strict=True):
@@ -234,6 +250,13 @@ class _Expected:
         code = self.stratum.stratum_code
         return SlotPlace(spec.study_code, spec.mode, spec.list_id, spec.segment_number, code, position)
 
+    def slots(self) -> Iterator[tuple[int, SlotPlan | None]]:
+        """Yield every position with what the seed gives there, or None without a seed."""
+        if self.seed:
+            yield from ((plan.position, plan) for plan in generate_stratum(self.specification, self.stratum, self.seed))
+        else:
+            yield from ((position, None) for position in range(slots_per_stratum(self.specification, self.stratum)))
+
 
 def _check_stratum(act: Act, head: ScheduleHead, committed: CommittedStratum, expected: _Expected) -> None:
     study_id = act.study.study_id
@@ -245,17 +268,17 @@ def _check_stratum(act: Act, head: ScheduleHead, committed: CommittedStratum, ex
 
 
 def _stored_leaves(act: Act, head: ScheduleHead, committed: CommittedStratum, expected: _Expected) -> Iterator[bytes]:
-    """Yield the leaves of the slots as they are stored, each after it was compared with what the seed gives."""
+    """Yield the leaves of the slots as they are stored, each after it was compared with what is known of it."""
     open_slot = act.deployment.ring.opener_for(Column.SLOT, act.study.study_code)
     stored = schedules.list_slots(act.tx, act.study.study_id, head.schedule_id, committed.stratum_id)
-    for planned in generate_stratum(expected.specification, expected.stratum, expected.seed):
+    for expected_position, planned in expected.slots():
         position, number, token = next(stored, (-1, "", ""))
-        _require(position == planned.position)
+        _require(position == expected_position)
         contents = SlotContents.from_bytes(
             open_slot(slot_place(head.schedule_id, committed.stratum_id, position), token)
         )
         found = SlotPlan(position, contents.arm_code, contents.block, contents.block_size)
-        _require(found == planned and contents.randomization_number == number)
+        _require(planned in {None, found} and contents.randomization_number == number)
         yield contents.leaf(expected.place(position))
     _require(next(stored, None) is None)
 

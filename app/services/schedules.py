@@ -1,10 +1,11 @@
-"""Generate, extend, approve, reject and activate an allocation list (rule A).
+"""Generate or import, extend, approve, reject and activate an allocation list (rule A).
 
 What blinded people read of a list is a type of its own, without a number of slots and without a block size (rules B1, B7).
 """
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -13,10 +14,13 @@ import msgspec
 
 from app.domain.contents import SALT_SIZE
 from app.domain.encoding import canonical_json
+from app.domain.imported_lists import LIST_FIELD, ImportedList, read_list
+from app.domain.imports import refuse_faults
 from app.domain.notes import list_commitment_text
 from app.domain.quality import quality_report
 from app.domain.schedules import (
     ALGORITHM,
+    IMPORTED,
     SEED_SIZE,
     Fill,
     Specification,
@@ -34,6 +38,7 @@ from app.errors import (
     CommitmentDiffers,
     GeneratorCannotApprove,
     IllegalTransition,
+    Invalid,
     InvalidSpecification,
     StudyNotOpen,
 )
@@ -43,7 +48,7 @@ from app.services.context import RequestContext
 from app.storage import commitments, schedules, studies
 from app.storage.schedules import NewSchedule, ScheduleHead
 
-_ORIGIN: Final = "generated"
+_GENERATED: Final = "generated"
 _MOST_DIGITS: Final = 12
 _STRATUM_FRAME: Final = 160
 _REPORT_FRAME: Final = 16_384
@@ -68,8 +73,20 @@ class WantedList:
 
 
 @dataclass(frozen=True, slots=True)
+class SentList:
+    """A list as an independent statistician made it. Danger: holds every arm."""
+
+    content: bytes = field(repr=False)
+    """A CSV file (``app.domain.imported_lists``)."""
+    digest: str
+    """SHA-256 of the file, as the statistician computed it, in hexadecimal digits."""
+    extends: UUID | None
+    """The list that it is a segment of."""
+
+
+@dataclass(frozen=True, slots=True)
 class GeneratedSchedule:
-    """A list just generated, as its statistician sees it."""
+    """A list just generated or imported, as its statistician sees it."""
 
     schedule_id: UUID
     list_id: UUID
@@ -185,11 +202,7 @@ def generate_schedule(ctx: RequestContext, study: StudyCode, wanted: WantedList)
     """
 
     def work(act: Act) -> GeneratedSchedule:
-        others = schedules.list_schedules(act.tx, act.study.study_id, act.now, limit=1)
-        if others and not wanted.reason:
-            raise InvalidSpecification("The study has a list already: another one needs a reason.", "reason")
-        schedule_id = act.deployment.new_id()
-        return _generate(act, wanted, _Segment(schedule_id, schedule_id, 0, None))
+        return _make(act, wanted, _first_segment(act, wanted))
 
     return audited(ctx, Action.GENERATE_SCHEDULE, work, study=study, answer_type=GeneratedSchedule)
 
@@ -202,15 +215,28 @@ def extend_schedule(ctx: RequestContext, study: StudyCode, schedule_id: UUID, wa
     """
 
     def work(act: Act) -> GeneratedSchedule:
-        act.note(target={"schedule_id": str(schedule_id)})
-        extended = schedules.get_schedule(act.tx, act.study.study_id, schedule_id)
-        if extended.status not in (ScheduleStatus.APPROVED, ScheduleStatus.ACTIVE):
-            message = f"A list that is {extended.status} cannot be extended; it must be approved first."
-            raise IllegalTransition(message)
-        number = schedules.next_segment_number(act.tx, act.study.study_id, extended.list_id)
-        return _generate(act, wanted, _Segment(act.deployment.new_id(), extended.list_id, number, schedule_id))
+        return _make(act, wanted, _next_segment(act, schedule_id))
 
     return audited(ctx, Action.EXTEND_SCHEDULE, work, study=study, answer_type=GeneratedSchedule)
+
+
+def import_schedule(ctx: RequestContext, study: StudyCode, wanted: WantedList, sent: SentList) -> GeneratedSchedule:
+    """Return a list that an independent statistician made, under the same custody as a generated one (rule A1, SEQ-16).
+
+    It waits for its approval. Raises as ``generate_schedule`` and ``extend_schedule`` do; ``Invalid`` when the digest is not that
+    of the list; ``FaultyImport`` with every fault of it, one that tells the arm included.
+    """
+
+    def work(act: Act) -> GeneratedSchedule:
+        if hashlib.sha256(sent.content).hexdigest() != sent.digest:
+            message = (
+                "This is not the SHA-256 of the list that was sent. Compare the file with the one that it was made of."
+            )
+            raise Invalid(message, "digest")
+        segment = _first_segment(act, wanted) if sent.extends is None else _next_segment(act, sent.extends)
+        return _make(act, wanted, segment, sent)
+
+    return audited(ctx, Action.IMPORT_SCHEDULE, work, study=study, answer_type=GeneratedSchedule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,28 +258,50 @@ class _Kept:
     reason: str | None
 
 
-def _generate(act: Act, wanted: WantedList, segment: _Segment) -> GeneratedSchedule:
-    """Make the list from its specification and store it whole (rules A1 to A5)."""
+def _first_segment(act: Act, wanted: WantedList) -> _Segment:
+    others = schedules.list_schedules(act.tx, act.study.study_id, act.now, limit=1)
+    if others and not wanted.reason:
+        raise InvalidSpecification("The study has a list already: another one needs a reason.", "reason")
+    schedule_id = act.deployment.new_id()
+    return _Segment(schedule_id, schedule_id, 0, None)
+
+
+def _next_segment(act: Act, schedule_id: UUID) -> _Segment:
+    act.note(target={"schedule_id": str(schedule_id)})
+    extended = schedules.get_schedule(act.tx, act.study.study_id, schedule_id)
+    if extended.status not in (ScheduleStatus.APPROVED, ScheduleStatus.ACTIVE):
+        message = f"A list that is {extended.status} cannot be extended; it must be approved first."
+        raise IllegalTransition(message)
+    number = schedules.next_segment_number(act.tx, act.study.study_id, extended.list_id)
+    return _Segment(act.deployment.new_id(), extended.list_id, number, schedule_id)
+
+
+def _make(act: Act, wanted: WantedList, segment: _Segment, sent: SentList | None = None) -> GeneratedSchedule:
+    """Make the list from its specification, or from what was sent, and store it whole (rules A1 to A5)."""
     if act.study.status is StudyStatus.CLOSED:
         raise StudyNotOpen("The study is closed; no list can be made for it.")
     study_id, deployment = act.study.study_id, act.deployment
-    spec, advice = _specify(act, wanted, segment)
+    spec, advice = _specify(act, wanted, segment, ALGORITHM if sent is None else IMPORTED)
     used = lists.UsedNumbers()
     for number in schedules.list_randomization_numbers(act.tx, study_id):
         used.take(number)
+    imported = None if sent is None else _read(sent, spec, used)
     # The only draw from the entropy of lists: all that chance decides about arms follows from it (rule A4).
-    seed = deployment.list_entropy.draw("seed", SEED_SIZE)
+    seed = deployment.list_entropy.draw("seed", SEED_SIZE) if imported is None else b""
     salt = deployment.entropy.draw("salt", SALT_SIZE)
-    maker = lists.ListMaker(act, spec, segment.schedule_id, _strata_of(act, spec), seed, used)
+    maker = lists.ListMaker(act, spec, segment.schedule_id, _strata_of(act, spec), seed, used, imported)
     slots = maker.store()
-    report = quality_report(spec, ((stratum, generate_stratum(spec, stratum, seed)) for stratum in spec.strata))
+    if imported is None:
+        report = quality_report(spec, ((stratum, generate_stratum(spec, stratum, seed)) for stratum in spec.strata))
+    else:
+        report = imported.report
     head = ScheduleHead(
         schedule_id=segment.schedule_id,
         list_id=segment.list_id,
         segment_number=segment.number,
         status=ScheduleStatus.GENERATED,
-        origin=_ORIGIN,
-        algorithm=ALGORITHM,
+        origin=_GENERATED if sent is None else IMPORTED,
+        algorithm=spec.algorithm,
         slot_count=slots,
         commitment=lists.commitment_of(spec, salt, [stratum.root for stratum in maker.strata]),
         generated_at=act.now,
@@ -265,7 +313,7 @@ def _generate(act: Act, wanted: WantedList, segment: _Segment) -> GeneratedSched
     )
     kept = _Kept(report.document(), advice, wanted.reason)
     schedules.add_schedule(act.tx, study_id, _sealed(act, head, spec, seed + salt, kept), maker.strata)
-    _note_generated(act, head, spec, kept, segment.extends)
+    _note_made(act, head, spec, kept, segment.extends, sent)
     return GeneratedSchedule(
         head.schedule_id,
         head.list_id,
@@ -279,7 +327,19 @@ def _generate(act: Act, wanted: WantedList, segment: _Segment) -> GeneratedSched
     )
 
 
-def _specify(act: Act, wanted: WantedList, segment: _Segment) -> tuple[Specification, tuple[str, ...]]:
+def _read(sent: SentList, spec: Specification, used: lists.UsedNumbers) -> ImportedList:
+    """Return the list that was sent; raise ``FaultyImport``, also for a randomization number that another list of the study has."""
+    imported = read_list(sent.content, spec)
+    faults = [
+        (place, "Another list of the study has this randomization number.")
+        for number, place in imported.numbers.items()
+        if not used.take(number)
+    ]
+    refuse_faults(faults, LIST_FIELD)
+    return imported
+
+
+def _specify(act: Act, wanted: WantedList, segment: _Segment, algorithm: str) -> tuple[Specification, tuple[str, ...]]:
     """Return the specification, and what the statistician is warned of; raise ``InvalidSpecification``."""
     study = act.study
     definition = studies.get_definition(act.tx, study.study_id)
@@ -290,7 +350,7 @@ def _specify(act: Act, wanted: WantedList, segment: _Segment) -> tuple[Specifica
         mode=act.deployment.mode,
         list_id=str(segment.list_id),
         segment_number=segment.number,
-        algorithm=ALGORITHM,
+        algorithm=algorithm,
         arms=definition.arms,
         factors=definition.factors,
         stratify_by_site=study.stratify_by_site,
@@ -363,7 +423,9 @@ def _sealed(act: Act, head: ScheduleHead, spec: Specification, secrets: bytes, k
     )
 
 
-def _note_generated(act: Act, head: ScheduleHead, spec: Specification, kept: _Kept, extends: UUID | None) -> None:
+def _note_made(
+    act: Act, head: ScheduleHead, spec: Specification, kept: _Kept, extends: UUID | None, sent: SentList | None
+) -> None:
     """Say in public what every role may know, and in the restricted part what block sizes and lengths are (rules B7, E3).
 
     Lengths by stratum can be thousands; they stand in the specification, which the commitment covers.
@@ -373,6 +435,7 @@ def _note_generated(act: Act, head: ScheduleHead, spec: Specification, kept: _Ke
         target={"schedule_id": str(head.schedule_id)},
         after={
             "status": head.status,
+            "origin": head.origin,
             "list_id": str(head.list_id),
             "segment_number": head.segment_number,
             "extends": None if extends is None else str(extends),
@@ -388,6 +451,8 @@ def _note_generated(act: Act, head: ScheduleHead, spec: Specification, kept: _Ke
             "longest_length": max(lengths),
             "slots": head.slot_count,
             "reason": kept.reason,
+            # Not in public: whoever tries which short list gives a digest has found the list.
+            "digest": None if sent is None else sent.digest,
             "quality": {verdict["name"]: verdict["passed"] for verdict in kept.report["verdicts"]},
         },
     )

@@ -85,6 +85,7 @@ _OF_LISTS: Final = frozenset(
     {
         Action.GENERATE_SCHEDULE,
         Action.EXTEND_SCHEDULE,
+        Action.IMPORT_SCHEDULE,
         Action.READ_QUALITY_REPORT,
         Action.APPROVE_SCHEDULE,
         Action.REJECT_SCHEDULE,

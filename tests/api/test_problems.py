@@ -30,7 +30,7 @@ def tree(kind: type[SnoseError]) -> list[type[SnoseError]]:
 def made(kind: type[SnoseError]) -> SnoseError:
     if kind is errors.TooManyAttempts:
         return errors.TooManyAttempts("Too many wrong tries.", 7)
-    return errors.FaultyImport("Wrong.", (("kits.0", "Wrong."),)) if kind is errors.FaultyImport else kind()
+    return errors.FaultyImport("Wrong.", (("kits.0", "Wrong."),), "kits") if kind is errors.FaultyImport else kind()
 
 
 @pytest.mark.parametrize("kind", tree(SnoseError), ids=lambda kind: kind.__name__)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.codes import draw_kit_codes
+from app.domain.imports import refuse_faults
 from app.domain.kits import (
     IMPORT_HEADER,
     LARGEST_CONSIGNMENT,
@@ -25,7 +26,6 @@ from app.domain.kits import (
     packing_list,
     parse_day,
     read_import,
-    refuse_faults,
     status_after_replacement,
 )
 from app.domain.words import ArmCode, ConsignmentStatus, KitCode, KitStatus
@@ -298,13 +298,13 @@ class TestReadImport:
 class TestRefuseFaults:
     def test_no_fault(self) -> None:
         """An import without fault goes on [api.md]"""
-        refuse_faults([])
+        refuse_faults([], "kits")
 
     def test_the_sentence_names_the_first_and_counts_the_rest(self) -> None:
         """All are listed, the first is in the sentence [G1]"""
         faults = [("line 2", "This."), ("line 9", "That.")]
         with pytest.raises(FaultyImport) as refused:
-            refuse_faults(faults)
+            refuse_faults(faults, "kits")
         assert refused.value.message == "line 2: This. This is one of 2 faults. Nothing was imported."
         assert refused.value.faults == tuple(faults)
 

@@ -8,7 +8,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,7 @@ from app.domain.notes import (
 )
 from app.domain.schedules import (
     ALGORITHM,
+    IMPORTED,
     Fill,
     Specification,
     enumerate_strata,
@@ -208,6 +209,7 @@ def schedule_row(
     spec: Specification, schedule_id: str, *, approved: bool = True, imported: bool = False
 ) -> dict[str, Any]:
     """A list with its commitment, made by the service's own generator."""
+    spec = replace(spec, algorithm=IMPORTED) if imported else spec
     seed = salt("seed", schedule_id)
     strata, parts = [], []
     document, spec_salt = spec.document(), salt("specification", schedule_id)

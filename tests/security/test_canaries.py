@@ -1,5 +1,6 @@
 """What must not stand in the service's own output: words that were typed, given out or treated with (rules E1, G1; BLD-13, T14)."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -102,6 +103,11 @@ def send_canaries(play: Play) -> None:
     play.tell(play.who(Role.INVESTIGATOR), "POST", path, {"narrative": TYPED["narrative"]})
     body = {"kits": [{"kit_code": "x", "arm_code": TYPED["arm code"], "lot": TYPED["lot"], "expires_on": "never"}]}
     play.tell(play.who(Role.SUPPLY_MANAGER), "POST", f"{study}/consignments/C7/kits", body, step_up=True)
+    list_csv = f"stratum_code,position,arm_code,block,block_size\n{TYPED['label']},0,{TYPED['arm code']},0,2\n"
+    digest = hashlib.sha256(list_csv.encode()).hexdigest()
+    specification = {"block_sizes": [2], "length_per_stratum": 2, "fill": "exact", "reason": TYPED["reason"]}
+    sent = {"specification": specification, "list_csv": list_csv, "digest": digest}
+    play.tell(play.who(Role.STATISTICIAN), "POST", f"{study}/schedules/imports", sent, step_up=True)
     play.tell(None, "POST", "/v1/sessions", {"username": "admin", "password": TYPED["password"]})
     play.tell(None, "POST", "/v1/sessions", {"username": TYPED["password"], "password": TYPED["password"]})
     play.tell(coordinator, "POST", "/v1/sessions/step-up", {"otp": TYPED["one-time code"]})

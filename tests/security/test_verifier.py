@@ -736,6 +736,35 @@ class TestUntouchedPackages:
             "kits_assigned": 16,
         }
 
+    @pytest.mark.parametrize(
+        ("slot", "words"),
+        [
+            ([0, "A", 0, 2], "the block that begins here"),
+            ([0, "B", 1, 4], "the block that begins here"),
+            (None, "not as many slots"),
+        ],
+    )
+    def test_an_imported_list_that_is_not_its_specification(
+        self, slot: list[Any] | None, words: str, tmp_path: Path
+    ) -> None:
+        """What nobody can compute anew is held to lengths, block sizes and ratios. [A3, SEQ-16]"""
+        made = package(imported=True)
+        slots = made.schedules[0]["strata"][0]["slots"]
+        slots[:1] = [] if slot is None else [[*slot, *slots[0][4:]]]
+        if slot is None:
+            for position, one in enumerate(slots):
+                one[0] = position
+        found = [finding for finding in check(tmp_path, made).findings if finding.kind == "list_mismatch"]
+        assert words in found[0].message
+
+    def test_an_imported_list_with_a_wrong_arm(self, tmp_path: Path) -> None:
+        """One arm too many in a block, and the block is named. [A3, SEQ-16]"""
+        made = package(imported=True)
+        slots = made.schedules[0]["strata"][0]["slots"]
+        slots[0][1] = next(arm for arm in "AB" if arm != slots[0][1])
+        found = [finding for finding in check(tmp_path, made).findings if finding.kind == "list_mismatch"]
+        assert "slot 0: the block that begins here" in found[0].message
+
     def test_without_a_key(self, tmp_path: Path, whole: Package) -> None:
         """The package's own keys do, with a note that nobody vouches for them."""
         report = verify_package(whole.write(tmp_path / "p.zip"))

@@ -168,6 +168,24 @@ class WholePlay(Play):
         self.ask(approver, "POST", f"{path}/rejection", {"reason": "Not needed"}, step_up=True)
         self.tell(self.who(Role.STUDY_ADMIN), "POST", f"{path}/activation", step_up=True)
         self.read_restricted(self.who(Role.STATISTICIAN), Action.GENERATE_SCHEDULE)
+        self.import_list()
+
+    def import_list(self) -> None:
+        """Have a list imported, once with an altered file and once with a faulty one before; the approver rejects it."""
+        lists, statistician = f"{self.study}/schedules", self.who(Role.STATISTICIAN)
+        arms = [arm["arm_code"] for arm in self.protocol.arms]
+        lines = [f",{at},{arms[at % len(arms)]},0,{EXTENSION}\n" for at in range(EXTENSION)]
+        made: dict[str, Any] = {}
+        for chosen, end in ((lines, "\n"), (lines[1:], ""), (lines, "")):
+            list_csv = "".join(["stratum_code,position,arm_code,block,block_size\n", *chosen])
+            body = {
+                "specification": self.specification(reason="Made by the sponsor's own statistician"),
+                "list_csv": list_csv + end,
+                "digest": hashlib.sha256(list_csv.encode()).hexdigest(),
+            }
+            made = self.tell(statistician, "POST", f"{lists}/imports", body, step_up=True).json()
+        path = f"{lists}/{made['schedule_id']}/rejection"
+        self.ask(self.who(Role.LIST_APPROVER), "POST", path, {"reason": "The generated one is used"}, step_up=True)
 
     def pack_and_import(self) -> None:
         """Have a packing list released by a second person, and a consignment imported that is on its way to another site."""

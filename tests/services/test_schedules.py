@@ -139,7 +139,8 @@ class TestGenerating:
         entry = office.house.trail(STUDY)[-1]
         assert seed.hex() not in repr(made)
         assert entry["action"] == "schedule:generate"
-        assert entry["after"].keys() == {"status", "list_id", "segment_number", "extends", "algorithm", "commitment"}
+        told = {"status", "origin", "list_id", "segment_number", "extends", "algorithm", "commitment"}
+        assert entry["after"].keys() == told
         assert entry["restricted"] is not None
         assert (entry["target"], entry["before"]) == ({"schedule_id": str(made.schedule_id)}, None)
 
