@@ -1,10 +1,16 @@
 """`snose keys`: what an operator runs to renew a key, and what is said."""
 
+import hashlib
 import json
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from typer.testing import CliRunner, Result
 
+from app.cli import command
+from app.settings import Settings
 from app.storage.database import Database
 from tests.test_cli import INIT, operator, snose
 
@@ -62,3 +68,42 @@ class TestRotate:
             assert refused.returncode == 1
             assert "--new-key-file" in refused.stderr
             assert "Traceback" not in refused.stderr
+
+
+class TestEscrow:
+    @pytest.mark.parametrize("database_kind", ["sqlite"])
+    def test_the_key_file_is_lost(
+        self, migrated_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Exported, lost, refused where a file is damaged or absent, and restored by the command that doctor names.
+
+        [CUS-08, CUS-12, T34]
+        """
+        for name, setting in (operator(tmp_path, migrated_database_url) | {"SNOSE_MODE": "test"}).items():
+            monkeypatch.setenv(name, setting)
+        assert run(*INIT).exit_code == 0
+        key_file, out, recipient = Settings().key_file, tmp_path / "escrow.json", tmp_path / "recipient.key"
+        private = X25519PrivateKey.generate()
+        recipient.touch(mode=0o600)
+        recipient.write_text(b64encode(private.private_bytes_raw()).decode() + "\n")
+        public = b64encode(private.public_key().public_bytes_raw()).decode()
+        made = run("keys", "escrow", "--to", public, "--out", str(out), "--json")
+        assert json.loads(made.stdout)["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+        assert out.stat().st_mode & 0o777 == 0o600
+        assert "never overwritten" in str(run("keys", "escrow", "--to", public, "--out", str(out)).exception)
+        key_file.unlink()
+        assert "snose keys restore --escrow FILE --recipient-key FILE" in run("doctor").stdout
+        restoring = ["keys", "restore", "--recipient-key", str(recipient), "--json", "--escrow"]
+        assert "cannot be read" in str(run(*restoring, str(tmp_path / "absent")).exception)
+        damaged = tmp_path / "damaged.json"
+        damaged.write_bytes(out.read_bytes()[:-20])
+        assert "is damaged" in str(run(*restoring, str(damaged)).exception)
+        assert not key_file.exists()
+        assert json.loads(run(*restoring, str(out)).stdout) == {"restored": True, "provider": "file"}
+        assert key_file.stat().st_mode & 0o777 == 0o600
+        assert "snose keys restore" not in run("doctor").stdout
+
+
+def run(*arguments: str) -> Result:
+    """Run the command in this process: one of its own takes a second to start."""
+    return CliRunner().invoke(command, arguments)

@@ -1,8 +1,9 @@
-"""`snose keys`: rotation of the wrapping, of study keys and of signing keys.
+"""`snose keys`: rotation of the wrapping, of study keys and of signing keys; escrow of the deployment secret.
 
 On PostgreSQL it runs beside the service, in a process of its own. SQLite has one process: stop the service first.
 """
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app.domain.words import StudyCode
-from app.errors import UnsafeSetting
+from app.errors import KeyUnavailable, UnsafeSetting
+from app.sealing.escrow import EscrowProvider
+from app.sealing.files import create_private_file, read_private_file
 from app.sealing.providers import KeyFileProvider, KeyProvider
 from app.services import keys
 from app.services.context import Deployment, SystemEntropy
@@ -28,6 +31,7 @@ rotate = typer.Typer(name="rotate", help="Renew a key while the service runs.", 
 command.add_typer(rotate)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout.")]
+_LONGEST_KEY: Final = 1024
 _LINE_EVERY: Final = 10
 """Percent between two lines where there is no terminal."""
 
@@ -75,6 +79,62 @@ def wrapping(
         moved = keys.rewrap_secret(around, settings.mode, target)
     done = "The deployment secret is wrapped anew." if moved else "This had been done before; nothing was changed."
     _say(as_json, {"moved": moved, "provider": kind.value}, f"{done} {then}")
+
+
+@command.command()
+def escrow(
+    to: Annotated[str, typer.Option(help="Public key of who keeps it: base64 of the 32 bytes of an X25519 key.")],
+    out: Annotated[Path, typer.Option(help="File to write; never overwritten.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Export the deployment secret, encrypted to an independent party, for the day when the key provider's key is lost."""
+    settings = Settings()
+    if out.exists():
+        message = f"There is a file at {out} already; an escrow is never overwritten."
+        raise UnsafeSetting(message)
+    with _surroundings(settings) as around:
+        content = keys.escrow_secret(around, settings.mode, to)
+    create_private_file(out, "an escrow", content)
+    digest = hashlib.sha256(content).hexdigest()
+    _say(
+        as_json,
+        {"escrow": str(out), "sha256": digest},
+        f"The deployment secret is in {out}, for the holder of that key alone (SHA-256 {digest}, entered in the service's trail). "
+        "It stays good through every rotation. Keep it, the private key and the database with different people.",
+    )
+
+
+@command.command()
+def restore(
+    escrow_file: Annotated[Path, typer.Option("--escrow", help="File that `snose keys escrow` wrote.")],
+    recipient_key: Annotated[Path, typer.Option(help="File (0600) with the private key, base64 of its 32 bytes.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Have the configured provider wrap the secret of an escrow; makes the key file when it is not there."""
+    settings = Settings()
+    private_key = read_private_file(recipient_key, "recipient key", _LONGEST_KEY).decode("ascii", "replace").strip()
+    try:
+        content = escrow_file.read_bytes()
+    except OSError as error:
+        message = f"The escrow {escrow_file} cannot be read: {error.strerror}."
+        raise KeyUnavailable(message) from None
+
+    def make() -> KeyProvider:
+        if settings.key_provider is KeyProviderKind.FILE and not settings.key_file.exists():
+            KeyFileProvider.create(settings.key_file, SystemEntropy().draw("key file", 32))
+        return key_provider(settings, SystemEntropy())
+
+    with _surroundings(settings) as around:
+        keys.restore_secret(around, settings.mode, EscrowProvider.of(content, private_key), make)
+    kind = settings.key_provider
+    _say(
+        as_json,
+        {"restored": True, "provider": kind.value},
+        f"The deployment secret is wrapped by {kind.value} again. Run snose doctor, start the service, and make a new escrow if "
+        "anybody but its recipient may have seen the private key.",
+    )
 
 
 def _target(settings: Settings, kind: KeyProviderKind, new_key_file: Path | None) -> tuple[KeyProvider, str]:

@@ -1,4 +1,4 @@
-"""Files that hold a secret: read only when nobody but their owner can (rule F2)."""
+"""Files that hold a secret: made for their owner alone, and read only when nobody else can (rule F2)."""
 
 import os
 import stat
@@ -28,6 +28,31 @@ def read_private_file(path: Path, what: str, longest: int) -> bytes:
         return os.read(handle, longest)
     finally:
         os.close(handle)
+
+
+def create_private_file(path: Path, what: str, content: bytes) -> None:
+    """Write a new file (mode 0600) and make it durable; an existing one is never overwritten.
+
+    Raises ``UnsafeSetting`` then, ``KeyUnavailable`` when it cannot be written.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # The name of the file is durable only with its folder.
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except FileExistsError:
+        message = f"There is a file at {path} already; {what} is never overwritten."
+        raise UnsafeSetting(message) from None
+    except OSError as error:
+        message = f"The file {path} cannot be written: {error.strerror}."
+        raise KeyUnavailable(message) from None
 
 
 def _refuse_unsafe(path: Path, what: str, mode: int) -> None:

@@ -4,7 +4,6 @@ The embedded default is a key file: 32 random bytes that only the service's own 
 OpenBao transit (``app.sealing.vault``) the key that wraps never enters the service.
 """
 
-import os
 from binascii import Error as NotBase64
 from binascii import a2b_base64, b2a_base64
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import Final, NoReturn, Protocol
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from app.domain.entropy import Entropy
-from app.errors import KeyUnavailable, SealBroken, UnsafeSetting
+from app.errors import KeyUnavailable, SealBroken
 from app.sealing.envelope import KEY_LENGTH, NONCE_LENGTH, open_box, read_token, write_token
-from app.sealing.files import read_private_file
+from app.sealing.files import create_private_file, read_private_file
 
 _HEADER: Final = b"snose key file v1\n"
 _LONGEST: Final = 1024
@@ -82,24 +81,7 @@ class KeyFileProvider:
         if len(key) != KEY_LENGTH:
             message = f"A key has {KEY_LENGTH} bytes, not {len(key)}."
             raise ValueError(message)
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(_HEADER + b2a_base64(key))
-                file.flush()
-                os.fsync(file.fileno())
-            # The name of the file is durable only with its folder.
-            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except FileExistsError:
-            message = f"There is a file at {path} already; a key file is never overwritten."
-            raise UnsafeSetting(message) from None
-        except OSError as error:
-            message = f"The key file {path} cannot be written: {error.strerror}."
-            raise KeyUnavailable(message) from None
+        create_private_file(path, "a key file", _HEADER + b2a_base64(key))
 
     def wrap(self, secret: bytes, context: bytes) -> str:
         """Return ``secret`` wrapped under the file's key and bound to ``context``."""

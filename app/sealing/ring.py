@@ -86,7 +86,7 @@ class KeyRing:
         self._deployment_id = deployment_id
         self._mode = mode
         self._entropy = entropy
-        secret = provider.unwrap(wrapped_secret, _secret_context(deployment_id, mode))
+        secret = provider.unwrap(wrapped_secret, secret_context(deployment_id, mode))
         if len(secret) != KEY_LENGTH:
             raise KeyUnavailable("The key provider gave a deployment secret of a wrong length.")
         self._deployment_secret = _Secret(_DEPLOYMENT_KEY_VERSION, secret)
@@ -110,7 +110,7 @@ class KeyRing:
     def create_secret(provider: KeyProvider, deployment_id: str, mode: Mode, secret: bytes) -> str:
         """Return ``secret`` (32 random bytes) wrapped for this deployment, fit to be stored (rule F1)."""
         _refuse_wrong_length(secret)
-        return provider.wrap(secret, _secret_context(deployment_id, mode))
+        return provider.wrap(secret, secret_context(deployment_id, mode))
 
     @staticmethod
     def rewrap_deployment_secret(
@@ -121,7 +121,7 @@ class KeyRing:
         The new wrapping was unwrapped and compared before it is returned, because the old one will be thrown
         away. Raises ``KeyUnavailable`` when either provider fails, ``IntegrityBroken`` when they disagree.
         """
-        context = _secret_context(deployment_id, mode)
+        context = secret_context(deployment_id, mode)
         secret = old_provider.unwrap(wrapped, context)
         renewed = new_provider.wrap(secret, context)
         if not hmac.compare_digest(new_provider.unwrap(renewed, context), secret):
@@ -319,7 +319,8 @@ class KeyRing:
         return encode(self._deployment_id, self._mode, purpose, *label)
 
 
-def _secret_context(deployment_id: str, mode: Mode) -> bytes:
+def secret_context(deployment_id: str, mode: Mode) -> bytes:
+    """Return what every wrapping of the deployment secret is bound to."""
     return encode("snose deployment secret", deployment_id, mode)
 
 

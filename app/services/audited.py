@@ -61,10 +61,13 @@ _ATTEMPTS: Final = 8
 _FIRST_PAUSE: Final = 0.004
 _NOT_ENTERED: Final = frozenset({Action.READ_SELF, Action.READ_CHECKPOINT, Action.READ_PROOF})
 """What rule E1 leaves out: one's own account, checkpoints and proofs."""
+RESTORE_KEYS: Final = "key:restore"
+"""What is done at the command line when the key is lost; without it no code break would follow."""
 _OPEN_DESPITE_SUSPICION: Final = (
     policy.OWN
     | policy.PUBLIC
     | {
+        RESTORE_KEYS,
         Action.BREAK_CODE,
         Action.DECLARE_RECOVERY,
         Action.READ_CHECKPOINT,

@@ -9,6 +9,7 @@ A rotation of a study's key has three parts, each of which may be cut off at any
 3. *retired*: when no row is left, older versions are refused for ever and what they were wrapped as is destroyed.
 """
 
+import hashlib
 import hmac
 import json
 import time
@@ -33,9 +34,11 @@ from app.errors import (
     RollbackSuspected,
     UnsafeSetting,
 )
+from app.sealing.escrow import EscrowProvider
+from app.sealing.escrow import escrow_secret as seal_escrow
 from app.sealing.providers import KeyProvider
 from app.sealing.ring import KeyRing
-from app.services.audited import enter_by_service
+from app.services.audited import RESTORE_KEYS, enter_by_service
 from app.services.checkpoints import LogState
 from app.services.context import Deployment
 from app.services.evidence import kit_place, slot_place
@@ -49,7 +52,8 @@ from app.storage.studies import StudyHead
 BATCH: Final = 200
 """Rows of one transaction: what others wait for it is some tens of milliseconds."""
 
-_ACTION: Final = "key:rotate"
+_ROTATE: Final = "key:rotate"
+_ESCROW: Final = "key:escrow"
 _ATTEMPTS: Final = 20
 _PAUSE: Final = 0.05
 _SALT: Final = 32
@@ -71,8 +75,7 @@ def rewrap_secret(around: Surroundings, mode: Mode, to: KeyProvider) -> bool:
     wrapped is noise once it is destroyed, in every old backup too. Raises ``KeyUnavailable`` when a provider fails,
     ``UnsafeSetting`` for one that live mode refuses.
     """
-    if mode is Mode.LIVE and to.weakness is not None:
-        raise UnsafeSetting(to.weakness)
+    _refuse_weak(mode, to)
     try:
         deployment = unseal(around, mode)
     except KeyUnavailable as error:
@@ -82,24 +85,64 @@ def rewrap_secret(around: Surroundings, mode: Mode, to: KeyProvider) -> bool:
             raise error from None
         return False
     _refuse_suspected(deployment)
-    with around.database.transaction() as tx:
+    _wrap_anew(deployment, around.provider, to, _ROTATE)
+    return True
+
+
+def _refuse_weak(mode: Mode, to: KeyProvider) -> None:
+    if mode is Mode.LIVE and to.weakness is not None:
+        raise UnsafeSetting(to.weakness)
+
+
+def _wrap_anew(deployment: Deployment, provider: KeyProvider, to: KeyProvider, action: str) -> None:
+    with deployment.database.transaction() as tx:
         record = keys.get_deployment(tx)
     renewed = KeyRing.rewrap_deployment_secret(
-        around.provider, to, str(record.deployment_id), mode, record.wrapped_secret
+        provider, to, str(record.deployment_id), record.mode, record.wrapped_secret
     )
 
     def work(tx: Transaction) -> None:
         if not keys.replace_wrapped_secret(tx, record.wrapped_secret, renewed):
             raise Conflict("Somebody else has wrapped the deployment secret anew meanwhile.")
 
-    kinds = {"from": _kind(around.provider), "to": _kind(to)}
-    _enter(deployment, None, {"rotation": "wrapping", **kinds}, work)
-    return True
+    kinds = {"from": _kind(provider), "to": _kind(to)}
+    _enter(deployment, None, {"rotation": "wrapping", **kinds}, work, action)
 
 
 def _kind(provider: KeyProvider) -> str:
     """Return what kind of provider it is, without paths and addresses."""
     return provider.name.partition(":")[0]
+
+
+# -- escrow of the deployment secret -----------------------------------------------------------------------------------
+
+
+def escrow_secret(around: Surroundings, mode: Mode, recipient_key: str) -> bytes:
+    """Return the escrow of the deployment secret for an independent party, once it is entered who it is for (CUS-08, CUS-12).
+
+    Whoever holds it, the recipient's private key and the database holds every list: rule F3 is kept by three people. Raises
+    ``Invalid`` for a key that is none, ``KeyUnavailable``, ``RollbackSuspected``.
+    """
+    deployment = unseal(around, mode)
+    _refuse_suspected(deployment)
+    with around.database.transaction() as tx:
+        record = keys.get_deployment(tx)
+    escrow = seal_escrow(around.provider, str(record.deployment_id), mode, record.wrapped_secret, recipient_key)
+    after = {"recipient_key": recipient_key, "digest": hashlib.sha256(escrow).hexdigest()}
+    _enter(deployment, None, after, action=_ESCROW)
+    return escrow
+
+
+def restore_secret(around: Surroundings, mode: Mode, escrow: EscrowProvider, make: Callable[[], KeyProvider]) -> None:
+    """Have a key provider wrap the deployment secret out of an escrow, so that the service unseals again (CUS-08).
+
+    ``make`` is asked for the provider once the escrow has opened everything that it should: before that nothing is changed. It goes
+    on under a suspected rollback too, because no code break works without a key. Raises ``KeyUnavailable``, ``UnsafeSetting``.
+    """
+    deployment = unseal(replace(around, provider=escrow), mode)
+    to = make()
+    _refuse_weak(mode, to)
+    _wrap_anew(deployment, escrow, to, RESTORE_KEYS)
 
 
 # -- signing keys ------------------------------------------------------------------------------------------------------
@@ -363,7 +406,7 @@ def _place(table: str, row: OlderRow) -> Place:
 def _refuse_suspected(deployment: Deployment) -> None:
     """Raise ``RollbackSuspected`` while any log does not continue what is known of it: nothing is sealed anew on sand."""
     if deployment.checkpoints.suspicions:
-        raise RollbackSuspected("The database may have been rolled back: no key is rotated until a recovery statement.")
+        raise RollbackSuspected("The database may have been rolled back: no key is touched until a recovery statement.")
 
 
 def _enter(
@@ -371,9 +414,10 @@ def _enter(
     study: StudyHead | None,
     after: dict[str, Any],
     work: Callable[[Transaction], None] | None = None,
+    action: str = _ROTATE,
 ) -> None:
     """Do what is done in one transaction with its entry, and return once the checkpoint is in the sink: keys are privileged."""
-    state: LogState = _again(lambda: enter_by_service(deployment, _ACTION, study=study, after=after, work=work))
+    state: LogState = _again(lambda: enter_by_service(deployment, action, study=study, after=after, work=work))
     deployment.checkpoints.publish(state, deployment.clock())
 
 

@@ -11,7 +11,8 @@ from app.services.startup import Surroundings
 from app.storage import keys, migrate, server
 
 _MEND_KEY: Final = (
-    "Give the service its key file, mode 0600, or a way to its provider (SNOSE_VAULT_...), or restore it from escrow."
+    "Give the service its key file, mode 0600, or a way to its provider (SNOSE_VAULT_...), or restore it from escrow: "
+    "snose keys restore --escrow FILE --recipient-key FILE"
 )
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
