@@ -150,6 +150,34 @@ def doctor(*, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+@command.command()
+def certificate(
+    package: Annotated[Path, typer.Argument(help="The final package (zip), opened if it was encrypted.", exists=True)],
+    out: Annotated[Path, typer.Option(help="PDF to write.")],
+    key: Annotated[
+        list[str] | None, typer.Option(help="Verification key known from elsewhere, for the verifier.")
+    ] = None,
+    sink: Annotated[
+        list[Path] | None, typer.Option(help="File of checkpoints kept elsewhere, for the verifier.")
+    ] = None,
+    witness: Annotated[list[str] | None, typer.Option(help="Verification key of a witness, for the verifier.")] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Print what the verifier confirms of a final package, for the statistician to sign; unblinded."""
+    # What draws pages takes half a second to load, and no other command needs it.
+    from app.cli.certificate import print_certificate  # noqa: PLC0415
+
+    given = (("--key", key), ("--sink", sink), ("--witness", witness))
+    options = [word for name, values in given for value in values or () for word in (name, str(value))]
+    digest = print_certificate(package, out, options)
+    _say(
+        as_json,
+        {"certificate": str(out), "package_sha256": digest},
+        f"The package was verified; its certificate is {out}. It is unblinded. SHA-256 of the package: {digest}",
+    )
+
+
 @command.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def verify(ctx: typer.Context) -> None:
     """Verify a trail export or a final package offline: `snose verify trail|package FILE [--sink FILE] [--json]`."""
