@@ -1,8 +1,10 @@
 """`snose certificate`: the page that the statistician signs, read back from its PDF."""
 
 import hashlib
+import io
 import json
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.cli import command
-from app.cli.certificate import NotVerified, print_certificate
+from app.cli.certificate import NotVerified, Section, draw, print_certificate
 from tests.security.evidence_builders import LIST_ID, SIGNER, Package, package
 
 KEY: Final = ("--key", SIGNER.vkey)
@@ -88,3 +90,13 @@ class TestCertificate:
         assert "Nokeywasgiven" in text_of(out)
         done = CliRunner().invoke(command, ["certificate", str(path), "--out", str(out), *KEY])
         assert "its certificate is" in done.stdout
+
+    def test_a_long_one(self) -> None:
+        """Every page carries the warning, and the place for the signature is not torn apart. [CUS-09]"""
+        rows = [("Label", "value")] * 58
+        drawn = draw([Section("Lists", rows)], datetime(2027, 1, 1, tzinfo=UTC))
+        first, second = (page.extract_text() for page in pypdf.PdfReader(io.BytesIO(drawn)).pages)
+        assert first.startswith("UNBLINDED")
+        assert second.startswith("UNBLINDED")
+        assert "I have compared" in second
+        assert "Signature" in second

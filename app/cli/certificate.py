@@ -35,6 +35,7 @@ _RECOMPUTED: Final = "recomputed from seed and specification: identical, slot by
 _LABEL_WIDTH: Final = 46
 _SIZE: Final = 8.5
 _LINE: Final = 4.2
+_SIGNATURE_HEIGHT: Final = 34
 
 
 class NotVerified(IntegrityBroken):
@@ -122,7 +123,7 @@ def _sections(archive: ZipFile, report: dict[str, Any], digest: str) -> Iterator
             ("Subjects", str(facts["allocations"])),
             ("Kits in the map", f"{facts['kits']} in {facts['consignments']} consignments"),
             ("Kits assigned", str(facts["kits_assigned"])),
-            ("Joined", "every subject to slot, kit and arm; every binding and every entry of the trail compared"),
+            ("Joined", "every subject to slot, kit and arm; bindings and entries of the trail compared"),
         ],
     )
     yield _trail_section(archive, report)
@@ -221,6 +222,8 @@ def _draw_section(page: FPDF, section: Section) -> None:
 
 
 def _draw_signature(page: FPDF) -> None:
+    if page.will_page_break(_SIGNATURE_HEIGHT):
+        page.add_page()
     page.ln(8)
     page.set_font("Helvetica", "", 10)
     statement = "I have compared the digest of the package above with that of the file before me."

@@ -132,8 +132,8 @@ def restore(
     _say(
         as_json,
         {"restored": True, "provider": kind.value},
-        f"The deployment secret is wrapped by {kind.value} again. Run snose doctor, start the service, and make a new escrow if "
-        "anybody but its recipient may have seen the private key.",
+        f"The deployment secret is wrapped by {kind.value} again. Take the recipient's key off this machine, run snose doctor, and "
+        "start the service.",
     )
 
 
