@@ -94,6 +94,7 @@ _OF_SUBJECT: Final[Mapping[str, Told]] = {
 _OPENED: Final[Mapping[str, Told]] = {
     Action.GENERATE_SCHEDULE: Told(Learnt.SEALED, "had a list made under seal"),
     Action.EXTEND_SCHEDULE: Told(Learnt.SEALED, "had a list extended under seal"),
+    Action.IMPORT_SCHEDULE: Told(Learnt.TREATMENT, "brought in a list made outside, and so knows it"),
     Action.READ_QUALITY_REPORT: Told(Learnt.DESIGN, "read the quality report of a list"),
     Action.APPROVE_SCHEDULE: Told(Learnt.SEALED, "checked and signed a list without being shown its sequence"),
     Action.CREATE_CONSIGNMENT: Told(Learnt.SEALED, "had the kits made under seal that the subject's came from"),
@@ -129,6 +130,9 @@ OPENING: Final = frozenset(_OPENED)
 
 KEY_USE: Final = frozenset(_KEYS)
 """Actions of the section ``KEYS``."""
+
+ABOUT_SUBJECT: Final = frozenset(_OF_SUBJECT)
+"""Actions that have words of their own in the section ``SUBJECT``; any other one is there too, with general words."""
 
 LISTING: Final = frozenset(
     {

@@ -1,11 +1,11 @@
 """What an entry means for a subject: one word and a plain sentence for every act, and never an arm."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
-from app.domain.disclosures import KEY_USE, LISTING, OPENING, REVEALING, Learnt, Section, told
+from app.domain.disclosures import ABOUT_SUBJECT, KEY_USE, LISTING, OPENING, REVEALING, Learnt, Section, told
 from app.domain.words import Action
 
 
@@ -13,15 +13,35 @@ def learnt(section: Section, action: str, outcome: str = "done", after: Mapping[
     return told(section, action, outcome, after, did_leave=True, is_told=True).learnt
 
 
+TELLS_NOTHING: Final = frozenset(
+    {
+        *(Action.SIGN_IN, Action.STEP_UP, Action.SIGN_OUT, Action.ISSUE_TOKEN, Action.CHANGE_PASSWORD),
+        *(Action.READ_SELF, Action.REGISTER_PERSON, Action.LIST_PEOPLE, Action.DEACTIVATE_PERSON),
+        *(Action.RESET_PERSON, Action.REGISTER_CLIENT, Action.GRANT_ROLE, Action.LIST_GRANTS, Action.REVOKE_GRANT),
+        *(Action.READ_SERVICE_TRAIL, Action.DECLARE_RECOVERY, Action.READ_CHECKPOINT, Action.READ_PROOF),
+        *(Action.REGISTER_STUDY, Action.READ_STUDY, Action.ADD_SITE, Action.LIST_SITES, Action.ACTIVATE_SITE),
+        *(Action.SET_STUDY_STATUS, Action.READ_SCHEDULES, Action.REJECT_SCHEDULE, Action.ACTIVATE_SCHEDULE),
+        *(Action.REQUEST_PACKING_LIST, Action.DISPATCH_CONSIGNMENT, Action.RECEIVE_CONSIGNMENT, Action.READ_STOCK),
+        *(Action.RELEASE_REPLACEMENT, Action.RELEASE_KIT, Action.DESTROY_KIT, Action.REQUEST_FINAL_UNBLINDING),
+    }
+)
+"""Acts by which nobody learns anything of a subject, and nothing sealed is opened."""
+
+
 class TestTold:
+    def test_every_action_has_its_place(self) -> None:
+        """An action that is new is put into a section, or among those that tell nothing. [E1, AUD-10]"""
+        placed = ABOUT_SUBJECT | OPENING | LISTING | KEY_USE
+        assert set(Action) <= placed | TELLS_NOTHING
+        assert not placed & TELLS_NOTHING
+
     def test_every_act_on_many(self) -> None:
         """Each action of a section has its word, in that section alone. [E1, BLD-20]"""
         assert {learnt(Section.LISTS, action) for action in LISTING} == {Learnt.RECORD}
         assert {learnt(Section.KEYS, action) for action in KEY_USE} == {Learnt.SEALED, Learnt.KEYS}
         opened = {action: learnt(Section.OPENED, action) for action in OPENING}
-        assert {action for action, what in opened.items() if what is Learnt.TREATMENT} == REVEALING - {
-            Action.READ_PREPARATION
-        }
+        revealing = {action for action, what in opened.items() if what is Learnt.TREATMENT}
+        assert revealing == REVEALING - {Action.READ_PREPARATION} | {Action.IMPORT_SCHEDULE}
         assert not OPENING & LISTING
         assert not OPENING & KEY_USE
 
