@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from app.api.doors import Context, Door
 from app.api.schemas import Answer, Body, Code, Cursor, Id, IdPath, Limit, Page, Reason, SiteCodeField, StudyPath
@@ -70,6 +70,15 @@ def _length(field: LengthField) -> tuple[SiteCode | None, dict[str, str], int]:
     return site_code, dict(field.strata), field.length
 
 
+def _as_file(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        message = "must hold characters only that UTF-8 has"
+        raise ValueError(message) from None
+    return text
+
+
 class ScheduleImport(Body):
     """A list that an independent statistician made, with its specification. Signed by sending it with a fresh one-time code."""
 
@@ -77,6 +86,7 @@ class ScheduleImport(Body):
     extends: Annotated[Id | None, Field(description="the list that it is a segment of")] = None
     list_csv: Annotated[
         str,
+        AfterValidator(_as_file),
         Field(
             examples=[_LIST],
             description=(
