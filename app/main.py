@@ -17,6 +17,7 @@ from app.api import (
     consignments,
     disclosures,
     documentation,
+    envelopes,
     health,
     kits,
     people,
@@ -45,6 +46,7 @@ DOORS: Final = (
     kits.door,
     allocations.door,
     unblinding.door,
+    envelopes.door,
     trail.door,
     disclosures.door,
 )

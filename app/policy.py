@@ -46,6 +46,8 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.SET_STUDY_STATUS,
         Action.ACTIVATE_SCHEDULE,
         Action.READ_CODE_BREAKS,
+        Action.ENTER_OPENING,
+        Action.READ_ENVELOPES,
         Action.READ_TRAIL,
         Action.READ_DISCLOSURES,
     },
@@ -87,15 +89,17 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.REPORT_LOSS,
         Action.REPORT_DAMAGE,
         Action.READ_CODE_BREAKS,
+        Action.READ_ENVELOPES,
         Action.READ_TRAIL,
     },
     Role.MONITOR: _EVERY_STUDY_ROLE
     | _READS_ALLOCATIONS
-    | {Action.READ_CODE_BREAKS, Action.READ_TRAIL, Action.READ_DISCLOSURES},
+    | {Action.READ_CODE_BREAKS, Action.READ_ENVELOPES, Action.READ_TRAIL, Action.READ_DISCLOSURES},
     Role.INSPECTOR: _EVERY_STUDY_ROLE
     | _READS_ALLOCATIONS
     | {
         Action.READ_CODE_BREAKS,
+        Action.READ_ENVELOPES,
         Action.READ_TRAIL,
         Action.READ_DISCLOSURES,
         Action.EXPORT_TRAIL,
@@ -129,6 +133,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.CREATE_CONSIGNMENT,
         Action.REQUEST_PACKING_LIST,
         Action.RELEASE_PACKING_LIST,
+        Action.RELEASE_SHEETS,
         Action.DISPATCH_CONSIGNMENT,
         Action.RELEASE_REPLACEMENT,
         Action.RELEASE_KIT,
@@ -141,6 +146,8 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.BREAK_CODE,
         Action.ADD_NARRATIVE,
         Action.READ_CODE_BREAKS,
+        Action.ENTER_OPENING,
+        Action.READ_ENVELOPES,
         Action.UNBLIND_FOR_SAFETY,
         Action.READ_SAFETY_UNBLINDINGS,
         Action.RELEASE_PACKING_LIST,
@@ -174,6 +181,8 @@ ELEVATED: Final = frozenset(
         Action.DESTROY_KIT,
         Action.READ_PREPARATION,
         Action.MARK_ERROR,
+        Action.RELEASE_SHEETS,
+        Action.ENTER_OPENING,
         Action.BREAK_CODE,
         Action.UNBLIND_FOR_SAFETY,
         Action.REQUEST_FINAL_UNBLINDING,

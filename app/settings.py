@@ -64,6 +64,13 @@ class Settings(BaseSettings):
     backup_contact: Annotated[
         str, Field(description="answered with every 503 of a code break, also when the database is down")
     ] = ""
+    envelope_folder: Annotated[
+        Path | None,
+        Field(description="folder of the code-break envelopes, on another disk; with the next one, or none"),
+    ] = None
+    envelope_desk_key: Annotated[
+        str | None, Field(description="public key of the emergency desk, from `snose envelope keys`")
+    ] = None
     password_max_age_days: Annotated[
         int | None, Field(ge=1, description="days after which a password must be changed; none by default")
     ] = None

@@ -14,13 +14,16 @@ import structlog
 
 from app.domain.entropy import Entropy
 from app.domain.notes import NoteMalformed, parse_witness_key
-from app.errors import UnsafeSetting
+from app.errors import Invalid, UnsafeSetting
 from app.sealing.providers import KeyFileProvider, KeyProvider
+from app.sealing.recipients import encrypt_to
 from app.sealing.vault import AppRole, TokenFile, VaultTransitProvider
 from app.services.context import Clock, Limits, SystemEntropy, system_clock
+from app.services.desk import EmergencyDesk
 from app.services.startup import Surroundings
 from app.settings import KeyProviderKind, Settings
 from app.storage.database import Database
+from app.storage.envelope_folder import EnvelopeFolder
 from app.storage.sink import FileSink
 from app.storage.witness_client import WitnessClient
 
@@ -49,7 +52,27 @@ def surroundings(
         list_entropy=list_entropy or SystemEntropy(),
         entropy=chance,
         witness=_witness(settings),
+        desk=_desk(settings),
     )
+
+
+def _desk(settings: Settings) -> EmergencyDesk | None:
+    """Return the emergency desk that the settings name; raise ``UnsafeSetting`` for what is half said or no key.
+
+    The folder is looked at by `snose doctor` alone: a back-up that is not there must not keep the service down (rule D5).
+    """
+    folder, key = settings.envelope_folder, settings.envelope_desk_key
+    if folder is None and key is None:
+        return None
+    try:
+        encrypt_to(key or "", b"", b"")
+    except Invalid:
+        message = "SNOSE_ENVELOPE_DESK_KEY is not the public key that `snose envelope keys` shows."
+        raise UnsafeSetting(message) from None
+    if folder is None:
+        message = "SNOSE_ENVELOPE_DESK_KEY is set and SNOSE_ENVELOPE_FOLDER is not: set both, or neither."
+        raise UnsafeSetting(message)
+    return EmergencyDesk(key or "", EnvelopeFolder(folder))
 
 
 def _witness(settings: Settings) -> tuple[WitnessClient, str] | None:

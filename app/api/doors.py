@@ -35,6 +35,7 @@ REVEALING: Final = frozenset(
         Action.BREAK_CODE,
         Action.UNBLIND_FOR_SAFETY,
         Action.RELEASE_PACKING_LIST,
+        Action.RELEASE_SHEETS,
         Action.RELEASE_FINAL_UNBLINDING,
         Action.READ_PREPARATION,
         Action.READ_RESTRICTED,
@@ -90,6 +91,7 @@ HONOURING_KEY: Final = frozenset(
         Action.CORRECT_STRATA,
         Action.LINK_DUPLICATE,
         Action.ADD_NARRATIVE,
+        Action.ENTER_OPENING,
         Action.REQUEST_FINAL_UNBLINDING,
     }
 )

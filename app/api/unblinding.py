@@ -136,6 +136,11 @@ class CodeBreakRecordRead(Answer):
     by_kit_code: Annotated[bool, Field(examples=[False])]
     own_site: Annotated[bool, Field(examples=[True])]
     narrated_at: Moment | None
+    kind: Annotated[
+        str,
+        Field(examples=["service"], description="`envelope`: opened while the service was down, entered afterwards"),
+    ]
+    opened_by: Annotated[str | None, Field(examples=[None], description="who opened the envelope")]
 
 
 class SafetyUnblindingRequest(Body):

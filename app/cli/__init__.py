@@ -11,6 +11,7 @@ import typer
 from pydantic import ValidationError
 
 from app.cli import demo as demo_command
+from app.cli import envelope as envelope_command
 from app.cli import keys as keys_command
 from app.cli import witness as witness_command
 from app.cli.serving import serve as serve_until_stopped
@@ -35,6 +36,8 @@ command = typer.Typer(
 command.add_typer(witness_command.command, name="witness")
 
 command.add_typer(keys_command.command)
+
+command.add_typer(envelope_command.command, name="envelope")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout.")]
 
@@ -134,10 +137,10 @@ def migrate_(
 
 @command.command()
 def doctor(*, as_json: AsJson = False) -> None:
-    """Name each unsafe setting and how to mend it."""
+    """Name each unsafe setting, and what is wrong with the back-up, and how to mend it."""
     settings = Settings()
     around = surroundings(settings)
-    found = safety.findings(around, settings.plain_host())
+    found = [*safety.findings(around, settings.plain_host()), *safety.concerns(around, settings.mode)]
     around.database.close()
     if as_json:
         typer.echo(json.dumps({"findings": [{"what": one.what, "mend": one.mend} for one in found]}))

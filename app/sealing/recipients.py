@@ -1,7 +1,7 @@
-"""Encryption to somebody outside: packing lists and final packages for the owner of a key (RFC 9180)."""
+"""Encryption to somebody outside: packing lists, final packages, sheets and envelopes for the owner of a key (RFC 9180)."""
 
 from binascii import Error as NotBase64
-from binascii import a2b_base64
+from binascii import a2b_base64, b2a_base64
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -45,6 +45,11 @@ def decrypt_with(private_key: str, ciphertext: bytes, info: bytes) -> bytes:
         return _SUITE.decrypt(ciphertext, private, info)
     except InvalidTag:
         raise SealBroken("This was not encrypted to this key, or not for this purpose.") from None
+
+
+def key_text(key: bytes) -> str:
+    """Return a key as it is written: the base64 of its 32 bytes."""
+    return b2a_base64(key, newline=False).decode("ascii")
 
 
 def _key(text: str) -> bytes:

@@ -40,6 +40,7 @@ from app.errors import (
 from app.services import pages
 from app.services.audited import Act, Receipt, audited
 from app.services.context import RequestContext
+from app.services.enveloping import put_by
 from app.services.evidence import AllocationPlace, KitAssignmentPlace, OpenedKit, open_slot, seal_binding
 from app.services.stock import StockDraw
 from app.storage import allocations, kits, schedules, studies, trail
@@ -177,6 +178,7 @@ def allocate(ctx: RequestContext, study: StudyCode, wanted: AllocationRequest) -
             ),
             _first_kit(act, key, kit, binding),
         )
+        put_by(act, spelling, wanted.site_code, kit, treatment)
         act.note(
             after={
                 "randomization_number": slot.randomization_number,

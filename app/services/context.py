@@ -15,6 +15,7 @@ from app.sealing.ring import KeyRing
 from app.sealing.signing import SigningKeys
 from app.services.checkpoints import CheckpointKeeper
 from app.services.commitments import CommitmentKeeper
+from app.services.desk import EmergencyDesk
 from app.services.noise import NoiseMeter
 from app.services.witnessing import WitnessKeeper
 from app.storage.database import Database
@@ -69,6 +70,8 @@ class Deployment:
     """Stratification factors by study, as they were read; they never change."""
     witness: WitnessKeeper | None = None
     """Who keeps the logs before a witness, where the settings name one."""
+    desk: EmergencyDesk | None = None
+    """For whom code-break envelopes are closed, where the settings name a folder and a key."""
 
     def new_id(self) -> UUID:
         """Return a random row id (UUIDv4): it tells neither order nor time (rule B3)."""

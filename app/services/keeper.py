@@ -1,4 +1,4 @@
-"""What the service does by itself, under its own name: checkpoints every interval, comparison with the sinks, counted noise."""
+"""What the service does by itself, under its own name: checkpoints, comparison with the sinks, counted noise, envelopes' files."""
 
 import base64
 from threading import Event, Thread
@@ -11,6 +11,7 @@ from app.services.aside import put_aside_broken
 from app.services.audited import enter_by_service
 from app.services.checkpoints import INTERVAL
 from app.services.context import Deployment
+from app.services.enveloping import look_after_envelopes, write_envelopes
 from app.services.handovers import take_in_signing_keys
 from app.services.witnessing import WitnessKeeper, wait_for_work
 from app.storage.database import AlreadyThere, CommitUncertain, TryAgain
@@ -18,6 +19,8 @@ from app.storage.database import AlreadyThere, CommitUncertain, TryAgain
 _log: Final = structlog.get_logger("snose.keeper")
 _PASSING: Final = (SnoseError, TryAgain, AlreadyThere, CommitUncertain)
 """What the next round may not meet again."""
+_BREATH: Final = 0.2
+"""Seconds between the making of an envelope and the writing: its transaction is at an end, and others have come to it."""
 
 
 class Keeper:
@@ -30,20 +33,27 @@ class Keeper:
         self._thread = Thread(target=self._run, name="keeper", daemon=True)
         # Apart: a witness that takes its time must not delay the file sink (rule D4).
         self._witness_thread = Thread(target=self._run_witness, name="witness", daemon=True)
+        # Apart too: the folder of the envelopes may be on a disk that takes its time.
+        self._envelope_thread = Thread(target=self._run_envelopes, name="envelopes", daemon=True)
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
         self._witness_thread.start()
+        self._envelope_thread.start()
 
     def stop(self) -> None:
         """End, with a last round, so that a graceful stop leaves everything under a checkpoint, and that before the witness."""
         self._stopped.set()
         self._deployment.checkpoints.published.set()
+        if self._deployment.desk is not None:
+            self._deployment.desk.wanted.set()
         self._thread.join()
         self._witness_thread.join()
+        self._envelope_thread.join()
         self.round()
         self.witness_round()
+        self.envelope_round()
 
     def _run(self) -> None:
         while not self._stopped.wait(INTERVAL.total_seconds()):
@@ -52,6 +62,22 @@ class Keeper:
     def _run_witness(self) -> None:
         while self._deployment.witness is not None and wait_for_work(self._deployment.checkpoints, self._stopped):
             self.witness_round()
+
+    def _run_envelopes(self) -> None:
+        desk = self._deployment.desk
+        while desk is not None and not self._stopped.is_set():
+            desk.wanted.wait(INTERVAL.total_seconds())
+            desk.wanted.clear()
+            self._stopped.wait(_BREATH)
+            self.envelope_round()
+
+    def envelope_round(self) -> None:
+        """Write the files of the envelopes that wait, and look for those that were written; what hinders it waits for the next."""
+        for step in (write_envelopes, look_after_envelopes):
+            try:
+                step(self._deployment)
+            except _PASSING as error:
+                _log.warning("round failed", step=step.__name__, kind=type(error).__name__)
 
     def witness_round(self) -> None:
         """Send the witness what it has not cosigned, and enter when it begins to miss or is back (rule D4)."""

@@ -25,7 +25,6 @@ from app.domain.words import (
     StudyCode,
     StudyStatus,
     SubjectId,
-    SubjectKey,
     subject_key,
 )
 from app.errors import (
@@ -41,6 +40,7 @@ from app.errors import (
 from app.services import pages
 from app.services.audited import Act, audited
 from app.services.context import RequestContext
+from app.services.enveloping import put_by
 from app.services.evidence import (
     KitAssignmentPlace,
     OpenedKit,
@@ -230,7 +230,7 @@ def assign_kit(ctx: RequestContext, study: StudyCode, subject: str, visit: str) 
         timezone = _require_supply(act, allocation.site_code)
         _require_right_to_more(act, given)
         kit = _drawn(act, draw, allocation, timezone, binding)
-        _give(act, key, kit, binding, visit=visit, replaces=None)
+        _give(act, allocation, kit, binding, visit=visit, replaces=None)
         act.note(after={"kit_code": kit.kit_code})
         return AssignedKit(allocation.subject_id, kit.kit_code, KitStatus.ASSIGNED, act.now, visit, None)
 
@@ -276,10 +276,16 @@ def _require_right_to_more(act: Act, given: Sequence[Assignment]) -> None:
 
 
 def _give(
-    act: Act, key: SubjectKey, kit: OpenedKit, binding: Binding, *, visit: str | None, replaces: KitRow | None
+    act: Act,
+    allocation: Allocation,
+    kit: OpenedKit,
+    binding: Binding,
+    *,
+    visit: str | None,
+    replaces: KitRow | None,
 ) -> None:
     assignment_id = act.deployment.new_id()
-    place = KitAssignmentPlace(assignment_id, key, kit.kit_id, kit.kit_code)
+    place = KitAssignmentPlace(assignment_id, allocation.subject_key, kit.kit_id, kit.kit_code)
     sealed, key_version = seal_binding(act, place, binding)
     kits.record_assignment(
         act.tx,
@@ -287,7 +293,7 @@ def _give(
         KitAssignment(
             assignment_id=assignment_id,
             kit_id=kit.kit_id,
-            subject_key=key,
+            subject_key=allocation.subject_key,
             visit=visit,
             replaces=None if replaces is None else replaces.kit_id,
             assigned_at=act.now,
@@ -298,6 +304,7 @@ def _give(
             key_version=key_version,
         ),
     )
+    put_by(act, allocation.subject_id, allocation.site_code, kit, binding.treatment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +378,7 @@ def replace_kit(
         status = status_after_replacement(old.kit.status, reason_code)
         kit = _drawn(act, draw, allocation, timezone, binding)
         kits.record_status(act.tx, study_id, old.kit.kit_id, status)
-        _give(act, allocation.subject_key, kit, binding, visit=old.visit, replaces=old.kit)
+        _give(act, allocation, kit, binding, visit=old.visit, replaces=old.kit)
         act.note(
             before={"status": old.kit.status},
             after={"status": status, "reason_code": reason_code, "replaced_by": kit.kit_code},

@@ -1,19 +1,26 @@
-"""Settings that are unsafe: named by `snose doctor`, refused at the start in live mode (rule F2)."""
+"""Settings that are unsafe: named by `snose doctor`, refused at the start in live mode (rule F2).
+
+What is wrong with the code-break envelopes is named too and refused never: a missing back-up is no reason to keep back the service,
+and the code breaks with it (rule D5).
+"""
 
 import os
 import stat
 from dataclasses import dataclass
 from typing import Final
 
+from app.domain.words import Mode
 from app.errors import KeyUnavailable, SnoseError, UnsafeSetting
 from app.sealing.ring import KeyRing
+from app.services.enveloping import is_overdue
 from app.services.startup import Surroundings
-from app.storage import keys, migrate, server
+from app.storage import envelopes, keys, migrate, server
 
 _MEND_KEY: Final = (
     "Give the service its key file, mode 0600, or a way to its provider (SNOSE_VAULT_...), or restore it from escrow: "
     "snose keys restore --escrow FILE --recipient-key FILE"
 )
+_LOOKED_AT: Final = 100_000
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -35,6 +42,48 @@ def refuse_unsafe(around: Surroundings, plain_host: str | None) -> None:
     found = findings(around, plain_host)
     if found:
         raise UnsafeSetting("Live mode refuses to start. " + " ".join(f"{one.what} {one.mend}" for one in found))
+
+
+def concerns(around: Surroundings, mode: Mode) -> list[Finding]:
+    """Return what is wrong with the code-break envelopes: none are made in live mode, or their files wait or are gone."""
+    desk = around.desk
+    if desk is None:
+        off = Finding(
+            "No code-break envelopes are made: while the service is down, no code can be broken.",
+            "Run snose envelope keys at the emergency desk, and set SNOSE_ENVELOPE_FOLDER and SNOSE_ENVELOPE_DESK_KEY.",
+        )
+        return [off] if mode is Mode.LIVE else []
+    found = []
+    if not desk.folder.is_writable():
+        found.append(
+            Finding(
+                "The folder of the code-break envelopes is not there or cannot be written.",
+                "Make it, on another disk than the database and writable for the service.",
+            )
+        )
+    try:
+        with around.database.transaction() as tx:
+            backlog = envelopes.get_backlog(tx)
+            written = envelopes.list_written(tx, None, _LOOKED_AT)
+    except SnoseError:
+        # Told among the findings.
+        return found
+    if is_overdue(backlog.oldest, around.clock()):
+        found.append(
+            Finding(
+                f"{backlog.waiting} code-break envelopes have no file yet.",
+                "See the log for why; they are written by themselves once the folder can be.",
+            )
+        )
+    there = {study: desk.folder.kit_codes(study) for study in {one.study_code for one in written}}
+    if missing := sum(one.kit_code not in there[one.study_code] for one in written):
+        found.append(
+            Finding(
+                f"The files of {missing} code-break envelopes are gone.",
+                "Find out who took them; the running service puts them back within minutes.",
+            )
+        )
+    return found
 
 
 def _of_files(around: Surroundings) -> list[Finding]:

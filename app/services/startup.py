@@ -16,6 +16,7 @@ from app.sealing.signing import SigningKeys
 from app.services.checkpoints import CheckpointKeeper
 from app.services.commitments import CommitmentKeeper
 from app.services.context import Clock, Deployment, Limits, SystemEntropy, system_clock
+from app.services.desk import EmergencyDesk
 from app.services.noise import NoiseMeter
 from app.services.witnessing import WitnessKeeper
 from app.storage import keys, migrate, studies
@@ -40,6 +41,8 @@ class Surroundings:
     entropy: Entropy = field(default_factory=SystemEntropy)
     witness: tuple[WitnessClient, str] | None = None
     """The witness of the logs, and its verification key."""
+    desk: EmergencyDesk | None = None
+    """The emergency desk, where code-break envelopes are made."""
 
 
 def create_deployment(around: Surroundings, mode: Mode, *, is_demo: bool = False) -> DeploymentRecord:
@@ -142,4 +145,5 @@ def unseal(around: Surroundings, mode: Mode) -> Deployment:
         noise=NoiseMeter(),
         limits=around.limits,
         witness=witness,
+        desk=around.desk,
     )

@@ -319,6 +319,8 @@ consignment = _of_study(
     _time("dispatched_at", nullable=True),
     _time("assignable_at", nullable=True),
     _time("withdrawn_at", nullable=True),
+    # When the sheets with the codes of its envelopes were last released.
+    _time("sheets_released_at", nullable=True),
     PrimaryKeyConstraint("study_id", "consignment_id"),
     UniqueConstraint("study_id", "consignment_code"),
     Index(None, "study_id", "site_code"),
@@ -411,6 +413,25 @@ replacement_release = _of_study(
     PrimaryKeyConstraint("study_id", "kit_id"),
 )
 
+envelope = _of_study(
+    "envelope",
+    _id("kit_id"),
+    # The finished file. Not under a key of ours (`app.domain.envelopes`), so a rotation has nothing to do with it.
+    Column("content", LargeBinary(), nullable=False),
+    _time("issued_at"),
+    _time("written_at", nullable=True),
+    PrimaryKeyConstraint("study_id", "kit_id"),
+    ForeignKeyConstraint(["study_id", "kit_id"], ["kit.study_id", "kit.kit_id"]),
+)
+"""The outbox of the code-break envelopes: one for each kit given, from the moment it is given."""
+Index(
+    "ix_envelope_waiting",
+    envelope.c.study_id,
+    envelope.c.kit_id,
+    postgresql_where=text("written_at IS NULL"),
+    sqlite_where=text("written_at IS NULL"),
+)
+
 # -- unblinding
 
 code_break = _of_study(
@@ -427,6 +448,8 @@ code_break = _of_study(
     _text("broken_by"),
     _text("role"),
     _time("narrated_at", nullable=True),
+    # Who opened an envelope while the service was down; it was told by ``broken_by`` later. None for a break by the service.
+    _text("opened_by", nullable=True),
     PrimaryKeyConstraint("study_id", "code_break_id"),
     Index(None, "study_id", "subject_key"),
 )

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Row, ScalarSelect, and_, func, insert, or_, select, update
+from sqlalchemy import Row, ScalarSelect, and_, case, func, insert, or_, select, update
 
 from app.domain.kits import STEPS, Step
 from app.domain.sealed import Sealed
@@ -35,6 +35,10 @@ _st = tables.study.c
 
 AUTHORISED: Final = "authorised"
 WITHHELD: Final = "withheld"
+SERVICE: Final = "service"
+"""A code that the service broke."""
+ENVELOPE: Final = "envelope"
+"""A code that an envelope broke while the service was down, entered afterwards."""
 
 
 # -- code breaks -------------------------------------------------------------------------------------------------------
@@ -54,6 +58,8 @@ class NewCodeBreak:
     broken_at: datetime
     broken_by: str
     role: Role
+    opened_by: str | None = None
+    """Who opened an envelope while the service was down (EUB-05)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,8 @@ class CodeBreakRecord:
     by_kit_code: bool
     own_site: bool
     narrated_at: datetime | None
+    kind: str
+    opened_by: str | None
 
 
 _GIVEN: Final = and_(_ka.study_id == _b.study_id, _ka.kit_id == _b.kit_id)
@@ -91,6 +99,8 @@ _REGISTER: Final = (
         _b.is_by_kit_code.label("by_kit_code"),
         _b.is_own_site.label("own_site"),
         _b.narrated_at,
+        case((_b.opened_by.is_(None), SERVICE), else_=ENVELOPE).label("kind"),
+        _b.opened_by,
     )
     .select_from(tables.code_break)
     .outerjoin(tables.kit_assignment, _GIVEN)

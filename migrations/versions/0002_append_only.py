@@ -146,7 +146,9 @@ RULES: Final = {
     "schedule_stratum": Rule(("first_ordinal",), (_only_once("first_ordinal"),)),
     "slot": Rule(("sealed", "key_version"), (_only_resealed("sealed"),)),
     "commitment_tile": Rule(),
-    "consignment": Rule(("site_code", "status", "dispatched_at", "assignable_at", "withdrawn_at")),
+    "consignment": Rule(
+        ("site_code", "status", "dispatched_at", "assignable_at", "withdrawn_at", "sheets_released_at")
+    ),
     "kit": Rule(("site_code", "status", "sealed", "key_version"), (_only_resealed("sealed"),)),
     "allocation": Rule(("sealed_binding", "key_version"), (_only_resealed("sealed_binding"),)),
     "subject_flag": Rule(),
@@ -155,6 +157,7 @@ RULES: Final = {
         (_only_resealed("sealed_binding"), _only_once("dispensed_at", "dispensed_by")),
     ),
     "replacement_release": Rule(),
+    "envelope": Rule(("written_at",), (_only_once("written_at"),)),
     "code_break": Rule(("status", "narrated_at"), (_only_once("narrated_at"), _only_steps("authorised to withheld"))),
     "safety_unblinding": Rule(
         ("status", "sealed_subject", "key_version"),

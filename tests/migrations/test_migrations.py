@@ -25,6 +25,7 @@ UPDATES: Final = {
     "consignment": "fixed",
     "deployment": "fixed",
     "dual_control_request": "fixed once rotation",
+    "envelope": "fixed once",
     "factor": "no_update",
     "kit": "fixed rotation",
     "kit_assignment": "fixed once rotation",
