@@ -54,7 +54,7 @@ ARMS: Final = (
 class Service:
     """A deployment in a folder, and the processes that serve it."""
 
-    def __init__(self, folder: Path, url: str, workers: int) -> None:
+    def __init__(self, folder: Path, url: str, workers: int, **more: str) -> None:
         self.folder = folder
         self.url = url
         self.port = _free_port()
@@ -70,6 +70,7 @@ class Service:
             "SNOSE_HOST": "127.0.0.1",
             "SNOSE_PORT": str(self.port),
             "SNOSE_WORKERS": str(workers),
+            **more,
         }
 
     @property
