@@ -95,6 +95,7 @@ _STORY: Final[Mapping[str, Any]] = {
         {"arm_code": "HUCMSC", "lot": "L2607", "expires_on": "2027-06-30", "count": 20},
     ],
     "recipient_key": None,
+    "SheetsRequest.recipient_key": "j0DFrbaPJWJK5bIU6nZ6bslNgp09e14a0bpvPiE4KF8=",
     "ReceiptRequest.received": ["K7XQ4M2PF"],
     "ReceiptRequest.missing": [],
     "ConsignmentReceiptRead.received": 1,

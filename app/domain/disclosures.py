@@ -73,7 +73,7 @@ _OF_SUBJECT: Final[Mapping[str, Told]] = {
     Action.CORRECT_STRATA: Told(Learnt.RECORD, "corrected the strata of the record"),
     Action.LINK_DUPLICATE: Told(Learnt.RECORD, "linked the record with another subject's"),
     Action.BREAK_CODE: Told(Learnt.TREATMENT, "opened the treatment by an emergency code break"),
-    "envelope:enter_opening": Told(
+    Action.ENTER_OPENING: Told(
         Learnt.TREATMENT, "entered that the code-break envelope was opened while the service was down"
     ),
     Action.ADD_NARRATIVE: Told(Learnt.RECORD, "told what happened around a code break"),
@@ -101,7 +101,7 @@ _OPENED: Final[Mapping[str, Told]] = {
     Action.RELEASE_PACKING_LIST: Told(
         Learnt.TREATMENT, "received the packing list, which tells the treatment in the subject's kits"
     ),
-    "envelope:release_sheets": Told(
+    Action.RELEASE_SHEETS: Told(
         Learnt.SEALED, "received the codes of the code-break envelopes, which open none without the desk's key"
     ),
     Action.RELEASE_FINAL_UNBLINDING: Told(
@@ -139,7 +139,7 @@ LISTING: Final = frozenset(
         Action.LIST_ALLOCATIONS,
         Action.READ_WORKLIST,
         Action.READ_CODE_BREAKS,
-        "envelope:read",
+        Action.READ_ENVELOPES,
         Action.READ_SAFETY_UNBLINDINGS,
         Action.READ_TRAIL,
         Action.EXPORT_TRAIL,

@@ -101,7 +101,7 @@ def release_sheets(
             message = "The sheets of this consignment were released, and it has left the depot with them."
             raise IllegalTransition(message)
         envelopes.record_sheets_released(act.tx, study_id, consignment.consignment_id, act.now)
-        act.note(after={"kit_count": consignment.kit_count, "anew": before is not None})
+        act.note(after={"kit_count": consignment.kit_count, "encrypted": True, "anew": before is not None})
         return ReleasedSheets(
             study,
             consignment_code,

@@ -28,10 +28,12 @@ from app.domain.codes import ALPHABET, check_character
 from app.domain.words import Action, Role
 from app.identity.passwords import PLACES
 from app.services import audited, stock
+from app.services.keeper import Keeper
 from app.storage import answers, tables
 from app.storage.database import TryAgain
 from app.storage.sink import FileSink, SunkCheckpoint
 from tests.doors import Fault, failing, lift_triggers
+from tests.envelopes import DESK_PUBLIC
 from tests.security.operations import Operation, operation_at, operations_of
 from tests.security.script import SECOND_SITE, Play, name_of
 from tests.security.test_code_break_faults import full_disk
@@ -63,6 +65,7 @@ class WholePlay(Play):
         enrolled = self.play_blinded()
         self.unblind_some()
         self.unblind_more()
+        self.open_an_envelope()
         self.administer()
         self.misuse_lists()
         self.pack_and_import()
@@ -108,6 +111,29 @@ class WholePlay(Play):
             self.prove_anew(who)
         self.ask(officer, "GET", f"{self.study}/safety-unblindings")
         self.read_restricted(officer, Action.MARK_ERROR)
+
+    def open_an_envelope(self) -> None:
+        """Have the files of the envelopes written, one of them opened while nobody saw it, and another one taken away."""
+        keeper = Keeper(self.house.deployment)
+        keeper.envelope_round()
+        opened, taken = (self.kits_of(number)[0]["kit_code"] for number in (7, 9))
+        told = {
+            "kit_code": opened,
+            "opened_at": self.now().isoformat(),
+            "opened_by": "The desk",
+            "reason_code": "overdose",
+            "reason": "The service was down",
+        }
+        admin, openings = self.who(Role.STUDY_ADMIN), f"{self.study}/envelope-openings"
+        self.tell(admin, "POST", openings, {**told, "opened_at": "2020-01-01T00:00:00+00:00"}, step_up=True)
+        for _ in range(2):
+            self.tell(admin, "POST", openings, told, step_up=True)
+        folder = self.house.settings.envelope_folder
+        assert folder is not None
+        (folder / self.protocol.study_code / f"{taken}.envelope").unlink()
+        self.tell(self.who(Role.MONITOR), "GET", f"{self.study}/envelopes")
+        keeper.envelope_round()
+        self.tell(self.who(Role.PHARMACIST), "GET", f"{self.study}/envelopes")
 
     def read_restricted(self, who: Person, action: Action) -> None:
         """Have somebody open the restricted part of the first entry of an action."""
@@ -198,6 +224,8 @@ class WholePlay(Play):
         self.ask(second, "POST", release, step_up=True)
         self.prove_anew(second)
         self.tell(second, "POST", release, step_up=True)
+        sheets = f"{self.study}/consignments/C9/sheets"
+        self.ask(manager, "POST", sheets, {"recipient_key": DESK_PUBLIC}, step_up=True)
         path = f"{self.study}/consignments/C8/kits"
         lines = self.imported_kits()
         self.tell(manager, "POST", path, [{**line, "arm_code": lines[0]["arm_code"]} for line in lines], step_up=True)

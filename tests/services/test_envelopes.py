@@ -449,7 +449,7 @@ class TestSheets:
         assert of_site(study)["without_sheet"] == 0
         entry = desk.house.trail(STUDY, last=4)
         assert [one["after"] for one in entry if one["action"] == "envelope:release_sheets"] == [
-            {"kit_count": len(pages), "anew": False}
+            {"kit_count": len(pages), "encrypted": True, "anew": False}
         ]
         desk.write()
         assert desk.open(kit).kit_code == kit
@@ -462,7 +462,11 @@ class TestSheets:
         assert self.pages(study, first.content, "C-depot") == self.pages(study, second.content, "C-depot")
         assert "Site ____" in self.pages(study, first.content, "C-depot")[0]
         assert len(codes) == len(self.pages(study, second.content, "C-depot"))
-        assert study.house.trail(STUDY, last=1)[0]["after"] == {"kit_count": len(codes), "anew": True}
+        assert study.house.trail(STUDY, last=1)[0]["after"] == {
+            "kit_count": len(codes),
+            "encrypted": True,
+            "anew": True,
+        }
 
     def test_refusals(self, study: RunningStudy) -> None:
         """No such consignment, no key, and more kits than anybody prints. [rule G1]"""
