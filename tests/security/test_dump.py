@@ -20,6 +20,7 @@ from sqlalchemy.engine import Engine
 from app.domain.sealed import Column, SealContext, Sealed
 from app.domain.words import StudyCode
 from app.storage import tables
+from tests.envelopes import SIZE
 from tests.harness import _ROOT_KEY, SeededEntropy
 from tests.security.conftest import Places
 from tests.security.script import Play, listening, running
@@ -201,6 +202,9 @@ class TestDump:
         }
         assert {name for name, found in lengths.items() if not found} <= {"ANSWER_LARGE"}
         assert {name: found for name, found in lengths.items() if len(found) > 1} == {}
+        # Under keys that are not ours, so no column of the ring's; of one length all the same.
+        assert {len(row["content"]) for row in dump.rows["envelope"]} == {SIZE}
+        assert len(dump.rows["envelope"]) == len(dump.rows["kit_assignment"])
 
     def test_no_serial_ids_and_no_index_on_what_is_sealed(self, dump: Dump) -> None:
         """Row ids are random; nothing sealed is indexed. [BLD-11, rule B3]"""
@@ -247,6 +251,13 @@ class TestDump:
         orders["randomization number"] = [slot.arm_code for slot in by_position]
         stored = {row["position"]: row["sealed"] for row in dump.rows["slot"]}
         orders["sealed slot"] = [slot.arm_code for slot in sorted(dump.slots, key=lambda slot: stored[slot.position])]
+        of_kit = {kit.kit_id: kit.arm_code for kit in dump.kits.values()}
+        orders["envelope"] = [
+            of_kit[row["kit_id"]] for row in sorted(dump.rows["envelope"], key=lambda row: row["content"])
+        ]
+        orders["envelope, nonce and box"] = [
+            of_kit[row["kit_id"]] for row in sorted(dump.rows["envelope"], key=lambda row: row["content"][256:])
+        ]
         assert {name: z for name, order in orders.items() if abs(z := rank_score(order)) > 3.5} == {}
         times = {row["consignment_id"]: set[datetime]() for row in dump.rows["consignment"]}
         assert all(not any(isinstance(value, datetime) for value in row.values()) for row in dump.rows["kit"])
