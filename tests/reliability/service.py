@@ -198,7 +198,8 @@ class Sponsor:
     """Those who set studies up: one person a role, in every study, who work over HTTP like anybody."""
 
     def __init__(self, service: Service, issued: str) -> None:
-        self._client = httpx.Client(base_url=service.base_url, timeout=120, trust_env=False)
+        # A list of a million slots takes minutes to make, and to check before it is approved and activated.
+        self._client = httpx.Client(base_url=service.base_url, timeout=1800, trust_env=False)
         self._admin = Person("first.admin", "a heron at dawn", "", (Role.SERVICE_ADMIN,))
         self._people: dict[Role, list[Person]] = {}
         self._machine: Machine | None = None
