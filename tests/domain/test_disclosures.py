@@ -68,7 +68,7 @@ class TestTold:
 
     def test_envelope_and_escrow(self) -> None:
         """Who opened an envelope knows the treatment; an escrow is for whoever holds its key. [D5, CUS-12]"""
-        assert learnt(Section.SUBJECT, "envelope:enter_opening") is Learnt.TREATMENT
+        assert learnt(Section.SUBJECT, Action.ENTER_OPENING) is Learnt.TREATMENT
         assert learnt(Section.KEYS, "key:escrow") is Learnt.KEYS
 
     def test_of_a_safety_unblinding(self) -> None:
