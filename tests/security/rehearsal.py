@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, Table, and_, delete, insert, select, text, update
@@ -26,7 +27,7 @@ from app.domain.words import Action, KitCode, ReasonCode, Role, SiteCode, StudyC
 from app.errors import DatabaseUnavailable
 from app.policy import Decision
 from app.sealing.providers import KeyFileProvider
-from app.services import allocations, kits, lists, people, startup, trail, unblinding
+from app.services import allocations, audited, kits, lists, people, startup, trail, unblinding
 from app.services.allocations import AllocationRequest
 from app.services.audited import Act
 from app.services.checkpoints import CheckpointKeeper
@@ -133,7 +134,9 @@ class World:
     def rehearsal(self) -> Iterator["Rehearsal"]:
         connection = self.database.begin()
         try:
-            yield Rehearsal(self, connection, self._started())
+            # Nobody else is here for whom a second try would wait.
+            with patch.object(audited, "_FIRST_PAUSE", 0):
+                yield Rehearsal(self, connection, self._started())
         finally:
             self.database.end()
 

@@ -17,7 +17,6 @@ from tests.security.twins import (
     OTHER_BLOCKS,
     OTHER_CHANCE,
     PERMUTED,
-    Masks,
     Recording,
     Twin,
     arm_dependent_refusal,
@@ -69,10 +68,7 @@ class TestTwins:
 
     def test_every_masked_field_is_met_and_differs(self, plays: Plays) -> None:
         """The list of masked fields is exact: each occurs, and each differs by nature on some twin. [BLD-01, rule B2]"""
-        masks = [Masks() for _ in range(4)]
-        recordings = [plays("sqlite", twin) for twin in (BASE, PERMUTED, OTHER_CHANCE, OTHER_BLOCKS)]
-        for mask, recording in zip(masks, recordings, strict=True):
-            assert differences(recording, recording, mask) == []
+        masks = [plays("sqlite", twin).outputs[1] for twin in (BASE, PERMUTED, OTHER_CHANCE, OTHER_BLOCKS)]
 
         assert set(masks[0].met) == set(MASKED)
         alike = [path for path in MASKED if all(mask.seen[path] == masks[0].seen[path] for mask in masks)]

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
@@ -183,6 +184,12 @@ class Recording:
     package: bytes = field(repr=False)
     operations: Sequence[Operation] = field(repr=False)
     """Every operation of the document that the build gives."""
+
+    @cached_property
+    def outputs(self) -> tuple[Sequence[tuple[str, str]], "Masks"]:
+        """Place and text of everything that must be equal on twins, in order, and what was masked in it."""
+        masks = Masks()
+        return list(comparable(self, masks)), masks
 
 
 def play(
@@ -420,10 +427,9 @@ def _headers(exchange: Exchange, masks: Masks) -> str:
     return "\n".join(lines)
 
 
-def differences(one: Recording, other: Recording, masks: Masks | None = None) -> list[str]:
+def differences(one: Recording, other: Recording) -> list[str]:
     """Return what a blinded person could tell two twins apart by; empty when there is nothing (rule B1)."""
-    masks = masks or Masks()
-    first, second = list(comparable(one, masks)), list(comparable(other, masks))
+    first, second = one.outputs[0], other.outputs[0]
     found = [
         f"{place}\n{_around(text, other_text)}" if place == other_place else f"{place} against {other_place}"
         for (place, text), (other_place, other_text) in zip(first, second, strict=False)
