@@ -101,6 +101,8 @@ class TestBreakCode:
                 "by_kit_code": False,
                 "own_site": True,
                 "narrated_at": None,
+                "kind": "service",
+                "opened_by": None,
             }
             read = expect(caller.get(f"{S}/subjects/{subject}/allocation"), 200)
             assert read["flags"]["unblinded_at"] == answer["revealed_at"]

@@ -91,6 +91,14 @@ def of_site(study: RunningStudy) -> dict[str, Any]:
     return dict(counts)
 
 
+def concerns(desk: Desk) -> list[str]:
+    """Return what `snose doctor` says of the envelopes."""
+    around = surroundings(desk.house.settings, desk.house.clock)
+    told = [one.what for one in safety.concerns(around, Mode.TEST)]
+    around.database.close()
+    return told
+
+
 def sizes(files: list[Path]) -> set[int]:
     return {file.stat().st_size for file in files}
 
@@ -262,9 +270,7 @@ class TestFiles:
         counts = of_site(study)
         assert counts["overdue"] == 1
         assert counts["missing"] == counts["written"] > 0
-        around = surroundings(desk.house.settings, desk.house.clock)
-        told = [one.what for one in safety.concerns(around, Mode.TEST)]
-        around.database.close()
+        told = concerns(desk)
         assert len(told) == 3
         assert "cannot be written" in told[0]
         assert "1 code-break envelopes have no file" in told[1]
@@ -274,6 +280,7 @@ class TestFiles:
         desk.write()
         assert desk.open(kit).kit_code == kit
         assert (of_site(study)["overdue"], of_site(study)["missing"]) == (0, 0)
+        assert concerns(desk) == []
 
     def test_disk_that_takes_a_part(self, tmp_path: Path) -> None:
         """A file that the disk took in part never gets its name. [EUB-05]"""
