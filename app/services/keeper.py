@@ -40,6 +40,9 @@ class Keeper:
         """Begin."""
         self._thread.start()
         self._witness_thread.start()
+        if self._deployment.desk is not None:
+            # What the process before this one has left.
+            self._deployment.desk.wanted.set()
         self._envelope_thread.start()
 
     def stop(self) -> None:

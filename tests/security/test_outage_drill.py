@@ -57,6 +57,22 @@ class Ground:
     def file(self, kit: str) -> Path:
         return self.folder / STUDY / f"{kit}.envelope"
 
+    def wait_for_files(self, *kits: str) -> None:
+        until = time.monotonic() + FILES_WITHIN_SECONDS
+        while not all(self.file(kit).exists() for kit in kits):
+            assert time.monotonic() < until, "the files were not written"
+            time.sleep(0.05)
+
+    def report_once_written(self) -> Any:  # noqa: ANN401  # whatever JSON holds
+        """Return the reconciliation once every file is marked as written: a moment after it is there."""
+        until = time.monotonic() + FILES_WITHIN_SECONDS
+        while True:
+            report = self.ask(Role.INSPECTOR, "/envelopes")
+            if all(site["written"] == site["issued"] for site in report["sites"]):
+                return report
+            assert time.monotonic() < until, report
+            time.sleep(0.2)
+
     def desk(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Run the desk's tool as on a machine that knows nothing of the service."""
         return subprocess.run(
@@ -105,12 +121,9 @@ def begun(service: Service, outside: Path, key: Path) -> Iterator[Ground]:
         pages = [page.extract_text() for page in PdfReader(io.BytesIO(pdf)).pages]
         found = [SHEET.search(page) for page in pages]
         given = {}
-        with httpx.Client(base_url=service.base_url, trust_env=False) as client:
-            for number in range(SUBJECTS):
-                subject = f"01-{number:04}"
-                headers = {"Authorization": f"Bearer {study.token}"}
-                answer = client.post(f"/v1/studies/{STUDY}/allocations", json=study.body(subject, 0), headers=headers)
-                given[subject] = answer.raise_for_status().json()["kit_code"]
+        for number in range(SUBJECTS):
+            subject = f"01-{number:04}"
+            given[subject] = allocate(service, study, subject)
         ground = Ground(
             service,
             sponsor,
@@ -120,21 +133,29 @@ def begun(service: Service, outside: Path, key: Path) -> Iterator[Ground]:
             {one.group(1): one.group(2) for one in found if one is not None},
             given,
         )
-        until = time.monotonic() + FILES_WITHIN_SECONDS
-        while not all(ground.file(kit).exists() for kit in given.values()):
-            assert time.monotonic() < until, "the files were not written"
-            time.sleep(0.05)
+        ground.wait_for_files(*given.values())
         yield ground
         sponsor.close()
 
 
+def allocate(service: Service, study: OpenStudy, subject: str) -> str:
+    """Return the kit that a new subject was given."""
+    path, headers = f"{service.base_url}/v1/studies/{STUDY}/allocations", {"Authorization": f"Bearer {study.token}"}
+    answer = httpx.post(path, json=study.body(subject, 0), headers=headers, trust_env=False)
+    return str(answer.raise_for_status().json()["kit_code"])
+
+
 class TestDrill:
     def test_open_offline_and_enter_later(self, ground: Ground) -> None:
-        """Stopped, opened, started, entered: one opened, none missing, the same treatment; under two minutes. [Done 8]"""
+        """Killed, opened, started, entered: one opened, none missing, the same treatment; under two minutes. [Done 8]
+
+        The last kit was given in the moment before: its envelope is written by whoever comes next.
+        """
         subject, kit = next(iter(ground.given.items()))
         assert len(ground.sheets) == 2 * 8
         begun_at = time.monotonic()
-        ground.service.stop()
+        last = allocate(ground.service, ground.study, "01-last")
+        ground.service.kill()
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{ground.service.base_url}/livez", trust_env=False)
         arguments = ("open", str(ground.file(kit)), "--desk-key", str(ground.key), "--code", ground.sheets[kit])
@@ -147,6 +168,7 @@ class TestDrill:
         assert json.loads(line)["kit_code"] == kit
         assert told["treatment"] not in line
         ground.service.start()
+        ground.wait_for_files(last)
         trial = ground.study.trial
         entry = {name: told[name] for name in ("kit_code", "opened_at", "opened_by")}
         # The tool tells whole seconds; the kit of this drill was given in the same one perhaps.
@@ -154,14 +176,14 @@ class TestDrill:
         entry |= {"reason_code": "serious_adverse_event", "reason": "Drill"}
         path = f"/v1/studies/{STUDY}/envelope-openings"
         trial.ask(trial.who(Role.STUDY_ADMIN), "POST", path, entry, step_up=True)
-        report = ground.ask(Role.INSPECTOR, "/envelopes")
+        report = ground.report_once_written()
         elapsed = time.monotonic() - begun_at
         assert [(one["kit_code"], one["opened_by"]) for one in report["opened"]] == [(kit, OPENED_BY)]
         assert report["sites"] == [
             {
                 "site_code": "01",
-                "issued": SUBJECTS,
-                "written": SUBJECTS,
+                "issued": SUBJECTS + 1,
+                "written": SUBJECTS + 1,
                 "overdue": 0,
                 "missing": 0,
                 "opened": 1,
@@ -215,9 +237,9 @@ class TestOneKeyAlone:
     def test_desk_without_a_code(self, ground: Ground) -> None:
         """Asked for the code and given none, the tool ends without a word of the treatment. [Done 8]"""
         kit = next(iter(ground.given.values()))
-        failed = ground.desk("open", str(ground.file(kit)), "--desk-key", str(ground.key))
-        assert failed.returncode != 0
-        assert "Product" not in failed.stdout + failed.stderr
+        failed = CliRunner().invoke(command, ["open", str(ground.file(kit)), "--desk-key", str(ground.key)], input="")
+        assert failed.exit_code != 0
+        assert "Product" not in failed.output
 
     def test_desk_with_every_other_sheet(self, ground: Ground) -> None:
         """With the desk's key and all the other sheets, none of the envelopes opens. [Done 8]"""
@@ -255,9 +277,6 @@ class TestOneKeyAlone:
             assert "\n" not in failed.exception.message
         again = CliRunner().invoke(command, ["keys", "--desk-key", str(other_key)])
         assert isinstance(again.exception, UnsafeSetting)
-        failed_apart = ground.desk("open", str(damaged), "--desk-key", str(ground.key), "--code", code)
-        assert (failed_apart.returncode, failed_apart.stdout) == (1, "")
-        assert failed_apart.stderr == "This file is damaged or is no code-break envelope. Fetch another copy of it.\n"
 
     def test_record_that_cannot_be_kept(self, ground: Ground, tmp_path: Path) -> None:
         """The treatment is told all the same, with the advice to write the opening down. [rule D5]"""
