@@ -40,7 +40,7 @@ from app.errors import (
 from app.services import pages
 from app.services.audited import Act, Receipt, audited
 from app.services.context import RequestContext
-from app.services.enveloping import put_by
+from app.services.enveloping import put_by, wake_writer
 from app.services.evidence import AllocationPlace, KitAssignmentPlace, OpenedKit, open_slot, seal_binding
 from app.services.stock import StockDraw
 from app.storage import allocations, kits, schedules, studies, trail
@@ -199,7 +199,9 @@ def allocate(ctx: RequestContext, study: StudyCode, wanted: AllocationRequest) -
             act.now,
         )
 
-    return audited(ctx, Action.ALLOCATE, work, study=study, answer_type=Allocated, on_refusal=draw.on_refusal)
+    allocated = audited(ctx, Action.ALLOCATE, work, study=study, answer_type=Allocated, on_refusal=draw.on_refusal)
+    wake_writer(ctx.deployment)
+    return allocated
 
 
 def _factors(act: Act) -> tuple[Factor, ...]:

@@ -15,6 +15,6 @@ class EmergencyDesk:
     """X25519, base64 of 32 bytes."""
     folder: EnvelopeFolder
     wanted: Event = field(default_factory=Event)
-    """Set when an envelope was made, so that its file need not wait for the next round."""
+    """Set when an envelope was committed, so that its file need not wait for the next round."""
     looked_until: tuple[UUID, UUID] | None = None
     """Up to which envelope the last round has looked for files."""

@@ -60,8 +60,12 @@ def put_by(act: Act, subject_id: SubjectId, site_code: SiteCode, kit: OpenedKit,
     nonce = deployment.entropy.draw("nonce", _NONCE)
     closed = close_envelope(deployment.desk.public_key, code, header, content.to_bytes(), nonce)
     envelopes.add_envelope(act.tx, act.study.study_id, kit.kit_id, closed, act.now)
-    # Whoever writes takes a breath first, so that this is committed by then; if not, the next round finds it.
-    deployment.desk.wanted.set()
+
+
+def wake_writer(deployment: Deployment) -> None:
+    """Have the files of envelopes that are committed written in a moment, and not with the next round only."""
+    if deployment.desk is not None:
+        deployment.desk.wanted.set()
 
 
 def sheet_code_of(deployment: Deployment, study_code: StudyCode, kit_id: UUID, kit_code: KitCode) -> str:

@@ -20,7 +20,7 @@ _log: Final = structlog.get_logger("snose.keeper")
 _PASSING: Final = (SnoseError, TryAgain, AlreadyThere, CommitUncertain)
 """What the next round may not meet again."""
 _BREATH: Final = 0.2
-"""Seconds between the making of an envelope and the writing: its transaction is at an end, and others have come to it."""
+"""Seconds between the making of an envelope and the writing, so that others come to it and one look serves all."""
 
 
 class Keeper:
@@ -68,10 +68,12 @@ class Keeper:
 
     def _run_envelopes(self) -> None:
         desk = self._deployment.desk
-        while desk is not None and not self._stopped.is_set():
+        while desk is not None:
             desk.wanted.wait(INTERVAL.total_seconds())
             desk.wanted.clear()
-            self._stopped.wait(_BREATH)
+            if self._stopped.wait(_BREATH):
+                # The last round is that of the stop.
+                return
             self.envelope_round()
 
     def envelope_round(self) -> None:

@@ -40,7 +40,7 @@ from app.errors import (
 from app.services import pages
 from app.services.audited import Act, audited
 from app.services.context import RequestContext
-from app.services.enveloping import put_by
+from app.services.enveloping import put_by, wake_writer
 from app.services.evidence import (
     KitAssignmentPlace,
     OpenedKit,
@@ -234,7 +234,9 @@ def assign_kit(ctx: RequestContext, study: StudyCode, subject: str, visit: str) 
         act.note(after={"kit_code": kit.kit_code})
         return AssignedKit(allocation.subject_id, kit.kit_code, KitStatus.ASSIGNED, act.now, visit, None)
 
-    return audited(ctx, Action.ASSIGN_KIT, work, study=study, answer_type=AssignedKit, on_refusal=draw.on_refusal)
+    assigned = audited(ctx, Action.ASSIGN_KIT, work, study=study, answer_type=AssignedKit, on_refusal=draw.on_refusal)
+    wake_writer(ctx.deployment)
+    return assigned
 
 
 def _first_kit(given: Sequence[Assignment]) -> Assignment:
@@ -386,7 +388,9 @@ def replace_kit(
         )
         return AssignedKit(allocation.subject_id, kit.kit_code, KitStatus.ASSIGNED, act.now, old.visit, kit_code)
 
-    return audited(ctx, Action.REPLACE_KIT, work, study=study, answer_type=AssignedKit, on_refusal=draw.on_refusal)
+    assigned = audited(ctx, Action.REPLACE_KIT, work, study=study, answer_type=AssignedKit, on_refusal=draw.on_refusal)
+    wake_writer(ctx.deployment)
+    return assigned
 
 
 def _own_site(act: Act, kit_code: KitCode) -> SiteCode:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -31,7 +32,7 @@ from app.errors import SealBroken, UnsafeSetting
 from app.sealing import envelopes as sealing
 from app.sealing.envelopes import close_envelope, open_envelope
 from app.sealing.recipients import decrypt_with
-from app.services import enveloping, safety
+from app.services import enveloping, keeper, safety
 from app.services.envelopes import sheets_info
 from app.services.keeper import Keeper
 from app.services.sheets import Sheet, sheets_pdf
@@ -335,6 +336,17 @@ class TestFiles:
             for _ in range(len(desk.files) + 4):
                 desk.write()
         assert {desk.open(kit).kit_code for kit in kits} == set(kits)
+
+    def test_is_written_in_a_moment(self, study: RunningStudy, desk: Desk) -> None:
+        """Nobody has to wait for the next round: the making of an envelope wakes who writes it. [EUB-05]"""
+        with patch.object(keeper, "_BREATH", 0.01):
+            desk.house.restart()
+            kit = study.new_subject()["kit_code"]
+            until = monotonic() + 30
+            while not desk.file(kit).exists():
+                assert monotonic() < until, "the file was not written"
+                sleep(0.01)
+        assert desk.open(kit).kit_code == kit
 
     def test_database_that_is_down(self, desk: Desk) -> None:
         """A round that cannot read the outbox is told, and the next one tries again. [EUB-05]"""
