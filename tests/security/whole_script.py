@@ -47,7 +47,6 @@ EXTENSION: Final = 8
 LONG_AFTER: Final = timedelta(days=701)
 """After the consignments that the script sends in its course have expired."""
 MACHINE_SESSION: Final = timedelta(minutes=25)
-PERSON_SESSION: Final = timedelta(hours=4)
 
 
 class WholePlay(Play):
@@ -59,7 +58,7 @@ class WholePlay(Play):
     """Whether every role asks for everything once more, whatever it has asked for before."""
     documented: Sequence[Operation] = ()
     since: Mapping[str, datetime] = MappingProxyType({})
-    """When somebody got a token."""
+    """When a machine got its token."""
 
     def run(self) -> bytes:
         """Play everything and return the final package."""
@@ -89,15 +88,12 @@ class WholePlay(Play):
         return package
 
     def _token(self, who: Person | Machine, *, step_up: bool) -> str:
-        """Return a token; the script lasts longer than that of a machine, and the long form than that of a person."""
-        is_machine = isinstance(who, Machine)
-        name = who.client_id if isinstance(who, Machine) else who.username
-        if self.now() - self.since.get(name, self.now()) > (MACHINE_SESSION if is_machine else PERSON_SESSION):
-            who.token = ""
-            if isinstance(who, Person):
-                who.stepped_up_at = None
-        if not who.token or name not in self.since:
-            self.since = {**self.since, name: self.now()}
+        """Return a token; the script lasts longer than that of a machine."""
+        if isinstance(who, Machine):
+            if self.now() - self.since.get(who.client_id, self.now()) > MACHINE_SESSION:
+                who.token = ""
+            if not who.token:
+                self.since = {**self.since, who.client_id: self.now()}
         return super()._token(who, step_up=step_up)
 
     # -- the rest of the trial
@@ -465,8 +461,12 @@ class WholePlay(Play):
 
     def sweep(self) -> None:
         """Try every operation of the document."""
-        # Whoever signs out cannot go on, so that comes last.
+        # Whoever signs out cannot go on, so that comes last, and for the rest of the script they sign in anew.
         self._try_all(sorted(self.operations(), key=lambda one: (one.action is Action.SIGN_OUT, one.name)))
+        for who in self.blinded():
+            who.token = ""
+            if isinstance(who, Person):
+                who.stepped_up_at = None
 
     def _try_all(self, found: Sequence[Operation]) -> None:
         """Have each operation asked for by every blinded role that may, and by one that may not; all roles if thorough.
