@@ -502,10 +502,12 @@ class WholePlay(Play):
             self.prove_anew(who)
         for media_type, example in operation.bodies.items() or [("", None)]:
             content = None if example is None else example if isinstance(example, str) else json.dumps(example)
+            # Whole: which kits of many stand on the first page is as their codes have it, and those are chance.
+            whole = "?limit=500" if operation.action is Action.READ_STOCK else ""
             response = self.tell(
                 who,
                 operation.method,
-                operation.at(known),
+                f"{operation.at(known)}{whole}",
                 step_up=step_up,
                 headers={"Content-Type": media_type} if media_type else {},
                 content=None if content is None else content.encode(),
