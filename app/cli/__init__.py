@@ -169,7 +169,7 @@ def certificate(
 ) -> None:
     """Print what the verifier confirms of a final package, for the statistician to sign; unblinded."""
     # What draws pages takes half a second to load, and no other command needs it.
-    from app.cli.certificate import print_certificate  # noqa: PLC0415
+    from app.cli.certificate import print_certificate  # noqa: PLC0415  # no other command waits for the PDF library
 
     given = (("--key", key), ("--sink", sink), ("--witness", witness))
     options = [word for name, values in given for value in values or () for word in (name, str(value))]
