@@ -19,10 +19,11 @@ from app.surroundings import surroundings
 from tests.reliability import load
 from tests.reliability.conftest import Ground
 from tests.reliability.records import check_records
-from tests.reliability.service import SITES
+from tests.reliability.service import SITES, OpenStudy
 
 LONG: Final = (pytest.mark.long, pytest.mark.timeout(0))
 CLIENTS: Final = 4
+PART: Final = 200
 
 
 def rotation(ground: Ground, code: str, batch: int) -> "subprocess.Popen[bytes]":
@@ -60,6 +61,15 @@ def kill_in_mid_walk(ground: Ground, database: Database, seconds: float, batch: 
     return least < newest
 
 
+def with_new_token(study: OpenStudy, requests: list[load.Request]) -> list[load.Request]:
+    """Return the requests with a new token, as an EDC system gets one in time: a rotation may take longer than its half hour."""
+    machine = study.trial.edc
+    assert machine is not None
+    machine.token = ""
+    token = study.trial._token(machine, step_up=False)
+    return [request._replace(token=token) for request in requests]
+
+
 def check_every_row(ground: Ground) -> int:
     """Return how many rows there are under a study's key, once each of them has opened: by a rotation, which opens them all."""
     around = surroundings(ground.service.settings())
@@ -90,10 +100,12 @@ def test_killed_under_load(ground: Ground, kills: int, subjects: int, slots: int
     def clients() -> None:
         try:
             # Without a journal a client is not patient: any answer but a clean one ends the run and fails the test.
-            outcomes.append(load.run(ground.service.port, requests, CLIENTS))
+            for first in range(0, subjects, PART):
+                part = with_new_token(study, requests[first : first + PART])
+                outcomes.append(load.run(ground.service.port, part, CLIENTS))
             while not is_over.is_set():
                 # Asked again, each is answered from what was stored, and entered.
-                load.run(ground.service.port, requests[:40], CLIENTS)
+                load.run(ground.service.port, with_new_token(study, requests[:PART]), CLIENTS)
         except (OSError, AssertionError) as error:
             failures.append(error)
 
