@@ -68,6 +68,8 @@ class Deployment:
     limits: Limits
     factors: dict[UUID, tuple[Factor, ...]] = field(default_factory=dict)
     """Stratification factors by study, as they were read; they never change."""
+    samples: dict[UUID, int] = field(default_factory=dict)
+    """How many kits of a consignment are looked at, where the usual sample was once too small or nearly so."""
     witness: WitnessKeeper | None = None
     """Who keeps the logs before a witness, where the settings name one."""
     desk: EmergencyDesk | None = None

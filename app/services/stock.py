@@ -25,6 +25,10 @@ _SAMPLE_PER_ARM: Final = 4
 """How many times the floor of each arm the first sample holds, so that it nearly always suffices."""
 _DRAWS_PER_KIT: Final = 4
 """How many places of a large kit map are drawn for each kit of the sample, because some of its kits are used."""
+_NEARLY_ALL: Final = 2
+"""A sample of which more than one in so many kits had to be opened was nearly too small."""
+_GROWTH: Final = 4
+"""How many times larger a sample becomes that was nearly too small."""
 _KEY_LENGTH: Final = 8
 """Bytes by which a kit is put in its place; that two are alike has a chance of 2**-64 for each pair."""
 
@@ -82,18 +86,25 @@ def _first_of_every_arm(
     """Return the first kit of every arm in a fresh random order, or None below the floor of any arm.
 
     Where the sample does not show every floor, everything is looked at anew: a kit of the sample comes no sooner than another one.
+    Whoever reads the server's log sees that, and which places were looked at, and so that few of them are of some arm. So it must
+    not happen again and again: a sample that was nearly too small is larger from the next request on, for as long as the process
+    lives, and one that was too small is everything. What is left to see is when that came: how kits deplete, not which they are.
     """
-    floor = act.study.stock_floor
-    sample = floor * len(arms) * _SAMPLE_PER_ARM
-    for wanted in (sample, consignment.kit_count):
+    floor, samples = act.study.stock_floor, act.deployment.samples
+    least = floor * len(arms) * _SAMPLE_PER_ARM
+    for wanted in (max(least, samples.get(consignment.consignment_id, 0)), consignment.kit_count):
+        found = list(_in_random_order(act, consignment, wanted))
         seen: Counter[ArmCode] = Counter()
         first: dict[ArmCode, OpenedKit] = {}
-        for kit in _in_random_order(act, consignment, wanted):
+        for count, kit in enumerate(found, 1):
             opened = open_kit(act, kit)
             seen[opened.arm_code] += 1
             first.setdefault(opened.arm_code, opened)
             if all(seen[arm] >= floor for arm in arms):
+                if count > len(found) // _NEARLY_ALL:
+                    samples[consignment.consignment_id] = min(wanted * _GROWTH, consignment.kit_count)
                 return first
+        samples[consignment.consignment_id] = consignment.kit_count
     return None
 
 

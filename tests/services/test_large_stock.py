@@ -6,6 +6,7 @@ from app.services.stock import _DRAWS_PER_KIT, _SAMPLE_PER_ARM
 from app.storage import kits, tables
 from tests import supply
 from tests.harness import House
+from tests.security.test_dump import captured
 from tests.services.test_stock import SITE, chi_square_p, choices, some_of
 from tests.supply import ARMS, Trial
 
@@ -22,6 +23,14 @@ def leave(trial: Trial, arm: str, count: int) -> None:
             ).rowcount
         )
     )
+
+
+def looks(trial: Trial, times: int) -> list[str]:
+    """Return how the kits were looked at, one look after the other while kits are drawn: by places, or all of them."""
+    with captured() as statements:
+        choices(trial, times)
+    found = [statement for statement, _ in statements if "kit.map_index, kit.sealed" in statement]
+    return ["places" if "ANY" in one or "json_each" in one else "all" for one in found]
 
 
 class TestLargeConsignment:
@@ -72,3 +81,28 @@ class TestLargeConsignment:
         everywhere = in_order(list(range(2 * PER_ARM)))
         assert len(everywhere) == PER_ARM + 10
         assert in_order([*reversed(range(2 * PER_ARM)), 5000]) == everywhere[::-1]
+
+
+class TestSample:
+    """A reader of the server's log sees the places looked at, and where that was not enough: few of them are of some arm."""
+
+    def test_one_that_is_large_enough_stays(self, house: House) -> None:
+        """As many of each arm: by places, one look for each draw [B5]"""
+        trial = supply.trial(house, per_arm=PER_ARM)
+        assert looks(trial, 60) == ["places"] * 60
+
+    def test_one_that_was_nearly_too_small_is_larger_from_then_on(self, house: House) -> None:
+        """Before an arm is so rare that a sample misses its floor, everything is looked at: no draw looks twice [B3, B5, T13]"""
+        trial = supply.trial(house, per_arm=PER_ARM)
+        leave(trial, ARMS[1], 14)
+        found = looks(trial, 60)
+        assert len(found) == 60
+        assert found == sorted(found, reverse=True)
+        assert {*found} == {"places", "all"}
+
+    def test_one_that_was_too_small_is_everything_from_then_on(self, house: House) -> None:
+        """What the second look tells is told once, and not at each draw, until the kits were known one by one [B3, B5, T13]"""
+        trial = supply.trial(house, per_arm=PER_ARM)
+        leave(trial, ARMS[1], 3)
+        found = looks(trial, 60)
+        assert found == ["places", *["all"] * 60]
