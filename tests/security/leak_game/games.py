@@ -10,13 +10,14 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from tests.security.leak_game.guessing import (
     Columns,
     Examination,
     Finding,
     Lazily,
+    Tally,
     Told,
     compared,
     examine,
@@ -24,14 +25,13 @@ from tests.security.leak_game.guessing import (
     gathered,
 )
 from tests.security.leak_game.reader import Known
-from tests.security.leak_game.world import by_delivery
 
 Things: TypeAlias = tuple[Columns, Sequence[int], Sequence[str]]
 """What is known of each of some things, its class, and the name of what was decided together with it."""
-Orders: TypeAlias = Iterator[tuple[str, str, bool]]
-"""The name of what was decided together, an order, and whether it was right to guess by it."""
+Orders: TypeAlias = Iterator[tuple[str, str, float, float]]
+"""The name of what was decided together, an order, and the chances that it was right and that it was wrong to guess by it."""
 Trio: TypeAlias = tuple[str, int, int, int]
-"""The consignment of a thing, the thing, another one of its arm, and one of another arm."""
+"""What was decided together with a thing, the thing, another one of its arm, and one of another arm."""
 Trios: TypeAlias = tuple[Columns, int, list[Trio]]
 """What is known of things, how many they are, and which of them are compared."""
 _BORN: Final = ("kit kit_id", "kit kit_code", "kit map_index", "kit sealed", "kit system rowid")
@@ -75,50 +75,78 @@ def _numbered(names: Iterable[str]) -> list[int]:
 # -- one of two, by what they have in common with a third ----------------------------------------------------------------
 
 
-def _trios(codes: Sequence[str], groups: Iterable[Sequence[str]], known: Known, others: Any) -> Iterator[Trio]:  # noqa: ANN401  # a choice of partners
-    """Give, for each code of a group, a partner of its arm and one of another, out of its group."""
+def _trios(
+    groups: Mapping[str, Sequence[int]], arms: Sequence[int], fits: Callable[[int, int], bool], most: int = 1
+) -> list[Trio]:
+    """Return, for each thing of a group, up to ``most`` partners of its arm and as many of another, out of its group."""
     chance = random.Random("partners")
-    at = {code: number for number, code in enumerate(codes)}
-    for group in groups:
-        for code in group:
-            fit = [other for other in group if other != code and others(code, other)]
-            same = [other for other in fit if known.arm_of_kit[other] == known.arm_of_kit[code]]
-            different = [other for other in fit if known.arm_of_kit[other] != known.arm_of_kit[code]]
-            if same and different:
-                of = known.consignment_of[code]
-                yield of, at[code], at[chance.choice(same)], at[chance.choice(different)]
+    trios: list[Trio] = []
+    for name, group in groups.items():
+        for one in group:
+            fit = [other for other in group if other != one and fits(one, other)]
+            same = [other for other in fit if arms[other] == arms[one]]
+            different = [other for other in fit if arms[other] != arms[one]]
+            for _ in range(min(most, len(same), len(different))):
+                chosen = same.pop(chance.randrange(len(same))), different.pop(chance.randrange(len(different)))
+                trios.append((name, one, *chosen))
+    return trios
 
 
-def _grouped(known: Known, codes: Iterable[str]) -> list[list[str]]:
-    groups: dict[str, list[str]] = defaultdict(list)
-    for code in codes:
-        groups[known.consignment_of[code]].append(code)
-    return list(groups.values())
+def _by_consignment(known: Known, codes: Sequence[str]) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = defaultdict(list)
+    for at, code in enumerate(codes):
+        groups[known.consignment_of[code]].append(at)
+    return groups
+
+
+def _arms(known: Known, codes: Sequence[str]) -> list[int]:
+    return [known.arm_of_kit[code] for code in codes]
 
 
 def subjects(known: Known) -> Trios:
     """Subjects whose kits came out of one consignment, of different strata."""
     codes = known.allocated.keys
-    level = {draw.kit_code: known.played.stratum_of[draw.subject][0] for draw in known.played.draws}
-    trios = _trios(codes, _grouped(known, codes), known, lambda one, other: level[one] != level[other])
-    return known.allocated.columns, len(codes), list(trios)
+    level_of = {draw.kit_code: known.stratum_of[draw.subject][0] for draw in known.draws}
+    levels = [level_of[code] for code in codes]
+    groups = _by_consignment(known, codes)
+    trios = _trios(groups, _arms(known, codes), lambda one, other: levels[one] != levels[other])
+    return known.allocated.columns, len(codes), trios
 
 
 def kits_as_made(known: Known) -> Trios:
     """Kits of one consignment, by what they are born with."""
     codes = known.kits.keys
-    trios = _trios(codes, _grouped(known, codes), known, lambda _one, _other: True)
-    return known.kits.of_some(codes, _BORN), len(codes), list(trios)
+    trios = _trios(_by_consignment(known, codes), _arms(known, codes), lambda _one, _other: True)
+    return known.kits.of_some(codes, _BORN), len(codes), trios
 
 
 def kits_left(known: Known) -> Trios:
-    """Kits of one consignment, which others were given of, that nobody was given and that share their status: by everything."""
-    given = {draw.kit_code for draw in known.played.draws}
+    """Kits of one consignment, which others were given of, that nobody was given and that share their status: by everything.
+
+    They are few, so each is compared several times.
+    """
+    given = {draw.kit_code for draw in known.draws}
     used = {known.consignment_of[code] for code in given}
     codes = [code for code in known.kits.keys if code not in given and known.consignment_of[code] in used]
-    status = known.status_of
-    trios = _trios(codes, _grouped(known, codes), known, lambda one, other: status[one] == status[other])
-    return known.kits.of_some(codes), len(codes), list(trios)
+    status = [known.status_of[code] for code in codes]
+    groups = _by_consignment(known, codes)
+    trios = _trios(groups, _arms(known, codes), lambda one, other: status[one] == status[other], most=4)
+    return known.kits.of_some(codes), len(codes), trios
+
+
+def refused(known: Known) -> Trios:
+    """Slots of different strata asked for at one site while it drew from one consignment, or from none, from a refusal on.
+
+    Had each arm a stock of its own, those refused beside a given one would be of the arm that is short.
+    """
+    places = known.asked.keys
+    level = [place[1] for place in places]
+    groups: dict[str, list[int]] = defaultdict(list)
+    for at, (period, _, _) in enumerate(places):
+        groups[period].append(at)
+    arms = [known.arm_of_place[place[1:]] for place in places]
+    trios = _trios(groups, arms, lambda one, other: level[one] != level[other], most=16)
+    return known.asked.columns, len(places), trios
 
 
 def _paired(things: Callable[[Known], Trios], studies: Sequence[Known]) -> Examination:
@@ -129,6 +157,7 @@ def _paired(things: Callable[[Known], Trios], studies: Sequence[Known]) -> Exami
     begin = 0
     for _, size, trios in found:
         for of, third, same, different in trios:
+            # Pairs share things, and things their consignment: what one consignment tells counts as one piece of evidence.
             clusters.extend((f"{begin} {of}",) * 2)
             ones.extend((begin + third, begin + third))
             others.extend((begin + same, begin + different))
@@ -142,66 +171,63 @@ def _paired(things: Callable[[Known], Trios], studies: Sequence[Known]) -> Exami
 
 def passed_over(known: Known) -> Orders:
     """Kits in stock when another one of their consignment was given: in which order did one come before it, one after?"""
-    chance, columns = random.Random("passed over"), known.kits.columns
+    columns, arms = known.kits.columns, known.arm_of_kit
     orders = {name: columns[name] for name in columns if name.startswith(_BORN) and name.endswith(" within")}
     index = {code: int(known.kits.value(code, "kit map_index value")) for code in known.kits.keys}
-    for draw in known.played.draws:
-        of = known.consignment_of[draw.kit_code]
-        at = {code: known.kits.at[code] for code in (draw.kit_code, *draw.stock.get(of, ()))}
+    for draw in known.draws:
+        given, of = draw.kit_code, known.consignment_of[draw.kit_code]
+        stock = [code for code in draw.stock.get(of, ()) if code != given]
+        others = [(1, arms[code] != arms[given]) for code in stock]
+        at, limit = [known.kits.at[code] for code in stock], known.kits.at[given]
+        for name, values in orders.items():
+            yield from _around(of, name, values[limit], [values[one] for one in at], others)
         # The first time that the server's log names the place of a kit; what it does not name comes last.
         places = {place: order for order, place in reversed(list(enumerate(draw.places)))}
-        told = {name: {code: values[at[code]] for code in at} for name, values in orders.items()}
-        if index[draw.kit_code] in places:
-            told["the log's order"] = {code: float(places.get(index[code], len(places))) for code in at}
-        for name, values in told.items():
-            yield from _around(known, f"{of} {name}", draw.kit_code, values, chance)
+        if index[given] in places:
+            told = [float(places.get(index[code], len(places))) for code in stock]
+            yield from _around(of, "the log's order", float(places[index[given]]), told, others)
 
 
 def other_consignments(known: Known) -> Orders:
-    """Kits in stock at the site when another one was given: what tells of their consignments?"""
-    chance, value = random.Random("other consignments"), known.consignments.value
-    for draw in known.played.draws:
-        of = known.consignment_of[draw.kit_code]
-        stock = {code: known.consignment_of[code] for code in chain(*draw.stock.values())} | {draw.kit_code: of}
-        for name in known.consignments.columns:
-            values = {code: value(consignment, name) for code, consignment in stock.items()}
-            yield from _around(known, f"{of} {name}", draw.kit_code, values, chance)
+    """Kits in stock at the site when one was given: what tells of their consignments?
+
+    The given one is among them: without it, what is left of its consignment is of the other arm the more often.
+    """
+    at, arms = known.consignments.at, known.arm_of_kit
+    for draw in known.draws:
+        given, of = draw.kit_code, known.consignment_of[draw.kit_code]
+        others = [(len(codes), sum(arms[code] != arms[given] for code in codes)) for codes in draw.stock.values()]
+        places = [at[name] for name in draw.stock]
+        for name, values in known.consignments.columns.items():
+            yield from _around(of, name, values[at[of]], [values[place] for place in places], others)
 
 
-def _around(known: Known, name: str, given: str, values: Mapping[str, float], chance: random.Random) -> Orders:
-    """Give whether, of one kit before and one after the given one, it is the former that is of another arm, if one alone is."""
-    before = [code for code, value in values.items() if value < values[given]]
-    after = [code for code, value in values.items() if value >= values[given] and code != given]
-    if before and after:
-        arms = known.arm_of_kit
-        former, latter = (arms[chance.choice(some)] != arms[given] for some in (before, after))
-        if former != latter:
-            of, _, order = name.partition(" ")
-            yield of, order, former
+def _around(of: str, order: str, limit: float, values: Sequence[float], others: Sequence[tuple[int, int]]) -> Orders:
+    """Give how likely it is that, of one kit before and one after the given one, the former alone is of another arm, or the latter.
 
-
-def refused(known: Known) -> Orders:
-    """Two slots asked for at a site that was short, beside one that was refused there: were they refused too?"""
-    chance = random.Random("refused")
-    for (site, delivery), period in by_delivery(known.played.asked).items():
-        outcome: dict[tuple[str, int], bool] = {}
-        for one in period:
-            outcome[one.slot] = outcome.get(one.slot, False) or one.is_refused
-        arms = {slot: known.arm_of_place[slot] for slot in outcome}
-        for slot in [slot for slot, is_refused in outcome.items() if is_refused]:
-            same = [other for other in outcome if other != slot and arms[other] == arms[slot]]
-            different = [other for other in outcome if arms[other] != arms[slot]]
-            if same and different:
-                like, unlike = outcome[chance.choice(same)], outcome[chance.choice(different)]
-                if like != unlike:
-                    yield f"{site}/{delivery}", "refused too", like
+    ``others`` says of how many kits each value is, and how many of them are of another arm than the given one. One before and one
+    after are drawn evenly; nothing is drawn here: the chances are those of all such pairs.
+    """
+    all_before = all_after = different_before = different_after = 0
+    for value, (count, different) in zip(values, others, strict=True):
+        if value < limit:
+            all_before += count
+            different_before += different
+        else:
+            all_after += count
+            different_after += different
+    if all_before and all_after:
+        former, latter = different_before / all_before, different_after / all_after
+        right, wrong = former * (1 - latter), latter * (1 - former)
+        if right or wrong:
+            yield of, order, right, wrong
 
 
 def _ordered(orders: Callable[[Known], Orders], studies: Sequence[Known]) -> Told:
-    told: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    told: defaultdict[str, defaultdict[str, Tally]] = defaultdict(lambda: defaultdict(Tally))
     for at, known in enumerate(studies):
-        for of, order, is_right in orders(known):
-            told[order][f"{at} {of}"].append(0.5 if is_right else -0.5)
+        for of, order, right, wrong in orders(known):
+            told[order][f"{at} {of}"].add(right, wrong)
     return told
 
 
@@ -212,7 +238,7 @@ def moment(studies: Sequence[Known]) -> dict[str, float]:
     """What a withdrawal tells by its moment: how often all, and which share, of what is left is not of the last subject's arm."""
     consignments = certain = left = other = 0
     for known in studies:
-        last = {known.consignment_of[draw.kit_code]: draw.kit_code for draw in known.played.draws}
+        last = {known.consignment_of[draw.kit_code]: draw.kit_code for draw in known.draws}
         for code in known.withdrawn:
             remaining = [
                 known.arm_of_kit[kit]
@@ -239,11 +265,11 @@ _PAIRS: Final[dict[str, Callable[[Known], Trios]]] = {
     "pairs of subjects": subjects,
     "pairs of kits as made": kits_as_made,
     "pairs of kits left": kits_left,
+    "refused": refused,
 }
 _ORDERS: Final[dict[str, Callable[[Known], Orders]]] = {
     "passed over": passed_over,
     "other consignments": other_consignments,
-    "refused": refused,
 }
 GAMES: Final = (*_SINGLES, *_PAIRS, *_ORDERS)
 

@@ -71,9 +71,14 @@ class Finding:
         return all(abs(found - 0.5) < DEVIATIONS * error for found, error in told) and self.widest < self.limit
 
     @property
-    def caught(self) -> float:
-        """The better of the two ways to guess."""
-        return max(self.classifier, self.best)
+    def error(self) -> float:
+        """The larger standard error of the two ways to guess, what goes together counted once."""
+        return max(self.classifier_error, self.best_error)
+
+    def is_caught(self, bar: float) -> bool:
+        """Whether one of the two ways to guess is better than ``bar``, and that by no chance."""
+        told = ((self.classifier, self.classifier_error), (self.best, self.best_error))
+        return any(found > bar and found - 0.5 > DEVIATIONS * error for found, error in told)
 
     def report(self) -> dict[str, Any]:
         """Return the figures as JSON has them."""
@@ -82,15 +87,18 @@ class Finding:
         } | {"is_chance": self.is_chance}
 
 
+_NOTHING: Final = Finding(0, 0, 0.5, 0.5, 0.5, "", 0.5, 0.5, "", 0.0, float(DEVIATIONS))
+"""What is found where there was no guess to be made."""
+
+
 def normalised(values: Sequence[float]) -> Sequence[float]:
     """Return the rank of every value among all, from 0 to 1, equal ones alike."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    ranks = array("d", bytes(8 * len(values)))
-    for begin, end in _ties(values, order):
-        rank = (begin + end - 1) / 2 / max(1, len(values) - 1)
-        for at in order[begin:end]:
-            ranks[at] = rank
-    return ranks
+    ordered = sorted(values)
+    last = dict(zip(ordered, range(len(ordered)), strict=True))
+    first = dict(zip(reversed(ordered), range(len(ordered) - 1, -1, -1), strict=True))
+    share = 0.5 / max(1, len(ordered) - 1)
+    ranks = {value: (first[value] + last[value]) * share for value in first}
+    return array("d", map(ranks.__getitem__, values))
 
 
 @dataclass(frozen=True)
@@ -134,14 +142,13 @@ def gathered(parts: Sequence[Columns]) -> dict[str, Sequence[float]]:
     return {name: array("d", chain(*(normalised(part[name]) for part in parts))) for name in names}
 
 
-def _ties(values: Sequence[float], order: Sequence[int]) -> list[tuple[int, int]]:
-    begins = [at for at in range(len(order)) if at == 0 or values[order[at]] != values[order[at - 1]]]
-    return list(zip(begins, [*begins[1:], len(order)], strict=True))
-
-
 def area(values: Sequence[float], labels: Sequence[int]) -> float:
     """Return how often a thing of the second class has the greater value; equal values count half (Mann and Whitney 1947)."""
-    ranks, ones = normalised(values), sum(labels)
+    return _area_of_ranks(normalised(values), labels)
+
+
+def _area_of_ranks(ranks: Sequence[float], labels: Sequence[int]) -> float:
+    ones = sum(labels)
     total = sum(compress(ranks, labels)) * (len(labels) - 1) + ones
     return (total - ones * (ones + 1) / 2) / (ones * (len(labels) - ones))
 
@@ -163,11 +170,13 @@ def measured(values: Sequence[float], asked: Examination) -> tuple[float, float]
     for rank, label, cluster in zip(ranks, asked.labels, asked.clusters, strict=True):
         shares[cluster] += (rank - second) / ones if label else (first - rank) / zeros
     error = sqrt(sum(share * share for share in shares.values()))
-    return area(values, asked.labels), max(error, standard_error(zeros, ones))
+    return _area_of_ranks(ranks, asked.labels), max(error, standard_error(zeros, ones))
 
 
 def examine(learnt: Examination, asked: Examination) -> Finding:
     """Return what can be told of one study by what was learnt of another."""
+    if not learnt.labels or not asked.labels:
+        return _NOTHING
     # What never varied while learning, or is not there any more, cannot be learnt from.
     common = set(asked.columns)
     scored = [
@@ -205,16 +214,30 @@ def _towards(learnt: float, found: float) -> float:
     return found if learnt >= 0.5 else 1 - found
 
 
-Told = Mapping[str, Mapping[str, Sequence[float]]]
-"""For each order, and for what was decided together, a half for each right guess and minus a half for each wrong one."""
+@dataclass(slots=True)
+class Tally:
+    """How often it was right to guess by an order, how often wrong, among things that were decided together."""
+
+    right: float = 0.0
+    wrong: float = 0.0
+    guesses: int = 0
+
+    def add(self, right: float, wrong: float) -> None:
+        """Count one more guess, by the chance that it was right and the chance that it was wrong."""
+        self.right += right
+        self.wrong += wrong
+        self.guesses += 1
+
+
+Told = Mapping[str, Mapping[str, Tally]]
+"""For each order, and for what was decided together, how it was to guess by it."""
 
 
 def follow(learnt: Told, asked: Told) -> Finding:
     """Return what can be told by an order in which things come: the one that told most in learning, and the way it did."""
     before = {order: _share(found) for order, found in learnt.items() if order in asked}
     if not before:
-        # Nothing was ever told by any order: there was no guess to be made.
-        return Finding(0, 0, 0.5, 0.5, 0.5, "", 0.5, 0.5, "", 0.0, float(DEVIATIONS))
+        return _NOTHING
     after = {order: _share(asked[order]) for order in before}
     best = max(before, key=lambda order: abs(before[order][0] - 0.5) * sqrt(before[order][2]))
     right, error, things = after[best]
@@ -226,12 +249,13 @@ def follow(learnt: Told, asked: Told) -> Finding:
     return Finding(things, len(widths), plain, told, error, best, told, error, widest, widths[widest], limit)
 
 
-def _share(found: Mapping[str, Sequence[float]]) -> tuple[float, float, int]:
-    """Return how many guesses of all were right, the standard error of that, and how many there were."""
-    count = sum(map(len, found.values()))
-    mean = sum(map(sum, found.values())) / count
-    spread = sqrt(sum((sum(guesses) - mean * len(guesses)) ** 2 for guesses in found.values())) / count
-    return 0.5 + mean, max(spread, 0.5 / sqrt(count)), count
+def _share(found: Mapping[str, Tally]) -> tuple[float, float, int]:
+    """Return how many guesses of all were right, the standard error of that (by clusters), and how many there were."""
+    guesses = sum(tally.guesses for tally in found.values())
+    count = sum(tally.right + tally.wrong for tally in found.values())
+    share = sum(tally.right for tally in found.values()) / count
+    spread = sqrt(sum((tally.right - share * (tally.right + tally.wrong)) ** 2 for tally in found.values())) / count
+    return share, max(spread, 0.5 / sqrt(guesses)), guesses
 
 
 class _Bins:

@@ -8,7 +8,7 @@ place in a full scan.
 import re
 from base64 import urlsafe_b64decode
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, Final
@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Table, literal_column, select
 
 from app.storage import tables
 from tests.security.leak_game.guessing import Sheet, normalised
-from tests.security.leak_game.world import Drawn, Played
+from tests.security.leak_game.world import Asked, Drawn, Played
 from tests.security.truth import open_kits, open_slots
 
 Features = dict[str, float]
@@ -33,7 +33,14 @@ _PLACE: Final = re.compile(r"\((\d+),(\d+)\)")
 class Known:
     """Everything that was found out about a study, and the truth, which the reader does not have."""
 
-    played: Played
+    study: str
+    counts: Mapping[str, int]
+    """How many requests of each kind had which status."""
+    draws: Sequence[Drawn]
+    stratum_of: Mapping[str, tuple[str, int]]
+    """By subject."""
+    asked: Sheet
+    """Slots asked for at a site, by the period and by level and number, from the first refusal of the period on."""
     kits: Sheet
     slots: Sheet
     allocated: Sheet
@@ -52,7 +59,9 @@ def read(played: Played) -> Known:
     """Return what is known of a study once all was played."""
     rows = {name: _rows(played, tables.metadata.tables[name]) for name in _TABLES}
     consignments = {row["consignment_id"]: row for row, _ in rows["consignment"]}
-    assignments = {row["kit_id"]: (row, features) for row, features in rows["kit_assignment"]}
+    given: dict[UUID, Features] = defaultdict(dict)
+    for row, features in (*rows["kit_assignment"], *rows["envelope"]):
+        given[row["kit_id"]] |= features
     entries: dict[str, Features] = {}
     restricted = {row["log_index"]: features for row, features in rows["trail_restricted"]}
     mentions: dict[str, list[int]] = defaultdict(list)
@@ -67,10 +76,10 @@ def read(played: Played) -> Known:
     groups: dict[UUID, list[str]] = defaultdict(list)
     for row, features in rows["kit"]:
         code = row["kit_code"]
-        given = assignments.get(row["kit_id"])
-        kits[code] = features | (given[1] if given is not None else {})
+        kits[code] = features | given[row["kit_id"]]
         kits[code] |= {"trail mentions": len(mentions[code]), "trail bytes": sum(mentions[code])}
         groups[row["consignment_id"]].append(code)
+    _count_looks(kits, groups.values(), played.draws)
     for codes in groups.values():
         _rank_within(kits, codes)
     truth = open_kits(played.house.deployment, played.study)
@@ -87,7 +96,11 @@ def read(played: Played) -> Known:
     strata = {row["stratum_id"]: row["stratum_code"].partition("=")[2] for row, _ in rows["stratum"]}
     opened = open_slots(played.house.deployment, played.study)
     return Known(
-        played,
+        str(played.study),
+        dict(played.counts),
+        played.draws,
+        played.stratum_of,
+        Sheet.of(_asked(played.asked)),
         Sheet.of(kits),
         Sheet.of(slots),
         Sheet.of(allocated),
@@ -105,6 +118,7 @@ _TABLES: Final = (
     "consignment",
     "kit",
     "kit_assignment",
+    "envelope",
     "trail_entry",
     "trail_restricted",
     "stored_answer",
@@ -121,6 +135,35 @@ def _place(row: Mapping[str, Any]) -> tuple[str, str, int]:
 
 def _is_first(row: Mapping[str, Any]) -> bool:
     return row["visit"] is None and row["replaces"] is None
+
+
+def _count_looks(kits: dict[str, Features], groups: Iterable[Sequence[str]], draws: Sequence[Drawn]) -> None:
+    """Add, to each kit, how often the server's log named its place: where that look was enough, and where it was not."""
+    consignments = [{int(kits[code]["kit map_index value"]): code for code in codes} for codes in groups]
+    at_place = {code: places for places in consignments for code in places.values()}
+    for draw in draws:
+        named = "named, enough" if draw.seen.get("looks", 0) < 2 else "named, not enough"
+        for place in draw.places:
+            code = at_place[draw.kit_code].get(place)
+            if code is not None:
+                kits[code][named] = kits[code].get(named, 0.0) + 1
+
+
+def _asked(asked: Sequence[Asked]) -> dict[tuple[str, str, int], Features]:
+    """Return what is known of every slot asked for at a site between two parcels, while it drew from one consignment or none."""
+    found: dict[tuple[str, str, int], Features] = {}
+    begun: set[str] = set()
+    for one in asked:
+        period = f"{one.site}/{one.delivery}/{one.front}"
+        if one.is_refused:
+            begun.add(period)
+        if period in begun:
+            seen = {f"seen {name}": value for name, value in one.seen.items()}
+            features = found.setdefault((period, *one.slot), seen | {"asked": 0.0, "refused": 0.0, "was refused": 0.0})
+            features["asked"] += 1
+            features["refused"] += one.is_refused
+            features["was refused"] = max(features["was refused"], float(one.is_refused))
+    return found
 
 
 def _of_draw(draw: Drawn) -> Features:

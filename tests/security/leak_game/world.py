@@ -10,7 +10,7 @@ import random
 import re
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -22,14 +22,14 @@ import psycopg
 from httpx2 import Response
 from sqlalchemy import select
 
-from app.domain.words import Role, StudyCode
+from app.domain.words import ConsignmentStatus, Role, StudyCode
 from app.storage import tables
 from tests.harness import STUDY_BODY, Caller, House, Json, expect
 
 ARMS: Final = tuple(str(arm["arm_code"]) for arm in STUDY_BODY["arms"])
 _PLACES: Final = re.compile(r"'\{([0-9]+(?:,[0-9]+)+)\}'")
-_SHORT_BEFORE_DELIVERY: Final = 6
-"""So many requests a site is short for until a parcel comes."""
+_LOOK: Final = "kit.map_index, kit.sealed"
+"""What the server's log shows of a look at kits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,8 @@ class Extent:
     allocations: int
     per_arm: tuple[int, int] = (16, 32)
     """Between which numbers of kits a consignment holds of each arm."""
+    waits: int = 10
+    """So many requests a site is short for until a parcel comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +64,17 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request for the next slot of a stratum, and whether it was refused for want of stock."""
+    """A request for the next slot of a stratum, whether it was refused for want of stock, and what could be seen of it."""
 
     site: str
     delivery: int
     """How many parcels the site had had by then."""
+    front: str | None
+    """The consignment that the site drew from, as everybody knows who reads statuses; None when all were withdrawn."""
     slot: tuple[str, int]
+    """By level and number within it."""
     is_refused: bool
+    seen: Mapping[str, float]
 
 
 @dataclass
@@ -131,6 +137,7 @@ class Meter:
             if lists := _PLACES.findall(said):
                 places = [int(place) for place in lists[-1].split(",")]
             seen["places"] = len(places)
+            seen["looks"] = said.count(_LOOK)
         seen |= {name: value - before[name] for name, value in self._surroundings().items()}
         seen |= {"status": response.status_code, "body": len(response.content), "headers": len(response.headers)}
         seen |= {f"header {name}": len(value) for name, value in response.headers.items()}
@@ -152,7 +159,8 @@ class Traffic:
         self._deliveries: Counter[str] = Counter()
         self._given: dict[str, list[str]] = {}
         self._site_of: dict[str, str] = {}
-        self._aside: list[str] = []
+        self._aside: list[tuple[str, list[str]]] = []
+        """Kits put aside, each with the stock that it comes back to."""
         self._next: Counter[str] = Counter()
 
     # -- before the first subject
@@ -274,32 +282,53 @@ class Traffic:
         self._site_of[subject] = site
         slot = (level, self._next[level])
         delivery = self._deliveries[site]
-        is_given = self._draw("allocation", self._people.investigator, subject, "allocations", body)
-        self._played.asked.append(Asked(site, delivery, slot, is_refused=not is_given))
-        if is_given:
+        status, seen, front = self._draw("allocation", self._people.investigator, subject, "allocations", body)
+        self._played.asked.append(Asked(site, delivery, front, slot, status != 201, seen))
+        if status == 201:
             self._next[level] += 1
             self._played.stratum_of[subject] = slot
 
-    def _draw(self, kind: str, caller: Caller, subject: str, path: str, body: Json) -> bool:
-        """Ask for a kit, and supply the site some requests after it ran short."""
+    def _draw(
+        self, kind: str, caller: Caller, subject: str, path: str, body: Json
+    ) -> tuple[int, Mapping[str, float], str | None]:
+        """Ask for a kit, and supply the site some requests after it ran short.
+
+        Returns the status, what was seen, and which consignment the site drew from.
+        """
         site = self._site_of[subject]
         stock = {code: tuple(codes) for code, codes in self._stock[site].items()}
         response, seen, places = self._meter.watch(caller, f"{self._path}/{path}", body)
         self._played.counts[f"{kind} {response.status_code}"] += 1
         if response.status_code == 201:
             code = str(response.json()["kit_code"])
-            for codes in self._stock[site].values():
-                if code in codes:
-                    codes.remove(code)
+            of, codes = next((of, codes) for of, codes in self._stock[site].items() if code in codes)
+            codes.remove(code)
             self._given.setdefault(subject, []).append(code)
             self._played.draws.append(Drawn(kind, subject, site, code, seen, stock, places))
-            return True
+            return response.status_code, seen, of
+        front = self._front(site)
         if response.json().get("code") == "stock_insufficient":
             self._waiting[site] += 1
-            if self._waiting[site] >= _SHORT_BEFORE_DELIVERY:
+            if self._waiting[site] >= self._extent.waits:
                 for _ in range(2):
                     self._deliver(site)
-        return False
+        return response.status_code, seen, front
+
+    def _front(self, site: str) -> str | None:
+        """Return the consignment that a site's next kit would come from, or None when there is none."""
+        consignment = tables.consignment.c
+        query = (
+            select(consignment.consignment_code)
+            .where(
+                consignment.study_id == self._played.study_id,
+                consignment.site_code == site,
+                consignment.status == ConsignmentStatus.ASSIGNABLE.value,
+            )
+            .order_by(consignment.unusable_from, consignment.consignment_id)
+        )
+        with self._house.deployment.database.transaction() as tx:
+            found = tx.execute(query.limit(1)).scalar_one_or_none()
+        return None if found is None else str(found)
 
     def _dispense(self) -> None:
         subject = self._chance.choice([*self._given])
@@ -311,9 +340,10 @@ class Traffic:
         """A kit in stock is damaged, lost or put aside; now and then one that was put aside comes back."""
         body = {"reason": "As seen at the site."}
         if self._aside and self._chance.random() < 0.2:
-            code = self._aside.pop()
+            code, codes = self._aside.pop()
             supply = self._people.supply_manager
             self._count("release", supply.post(f"{self._path}/kits/{code}/release", json=body, step_up=True))
+            codes.append(code)
             return
         held = [codes for codes in self._stock[self._chance.choice(self._sites)].values() if codes]
         if held:
@@ -321,7 +351,7 @@ class Traffic:
             code = codes.pop(self._chance.randrange(len(codes)))
             what = self._chance.choice(["quarantine", "damage", "loss"])
             if what == "quarantine":
-                self._aside.append(code)
+                self._aside.append((code, codes))
             self._count(what, self._people.pharmacist.post(f"{self._path}/kits/{code}/{what}", json=body))
 
     def _count(self, what: str, response: Response) -> None:
@@ -329,7 +359,7 @@ class Traffic:
 
 
 class People:
-    """Who works in all studies of a house: one person for a role, and a second investigator."""
+    """Who works in a house: one person for a role, and a second investigator."""
 
     def __init__(self, house: House) -> None:
         self._house = house
@@ -350,25 +380,10 @@ class People:
             self._house.grant(self._second, Role.INVESTIGATOR, study, site)
 
 
-def play(
-    house: House, url: str, server_log: Path | None, extent: Extent, seeds: Sequence[str], progress: str = ""
-) -> list[Played]:
-    """Return one study for each seed, played one after the other in one house."""
-    people = People(house)
+def play(house: House, url: str, server_log: Path | None, extent: Extent, seed: str, progress: str = "") -> Played:
+    """Return a study that was played in a house; ``progress`` names it on stderr while it goes on."""
     meter = Meter(url, server_log)
     try:
-        return [
-            Traffic(house, people, meter, extent, seed).run(f"{progress} {seed}" if progress else "") for seed in seeds
-        ]
+        return Traffic(house, People(house), meter, extent, seed).run(progress)
     finally:
         meter.close()
-
-
-def by_delivery(asked: Sequence[Asked]) -> dict[tuple[str, int], list[Asked]]:
-    """Return the requests of each site between two parcels, in order, from the first refused one on."""
-    found: dict[tuple[str, int], list[Asked]] = defaultdict(list)
-    for one in asked:
-        period = found[one.site, one.delivery]
-        if period or one.is_refused:
-            period.append(one)
-    return found
