@@ -21,7 +21,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 INSTALL: Final = "pip install --require-hashes -r constraints.txt"
 
 # Weak copyleft on the library alone: used unchanged and separately replaceable.
-LESSER: Final = {"psycopg", "psycopg-binary"}
+LESSER: Final = {"fpdf2", "psycopg", "psycopg-binary"}
 
 
 def tracked() -> Iterator[tuple[str, str]]:

@@ -224,7 +224,7 @@ STRATIFIED = specification(factors=[factor_of("sex", "f", "m")], sites=["01", "0
 LEVEL = Level("f", "Female")
 
 REFUSED: list[tuple[str, str, Callable[[Specification], Specification]]] = [
-    ("algorithm", "algorithm is not", edited(algorithm="snose-permuted-blocks-2")),
+    ("algorithm", "algorithm is neither", edited(algorithm="snose-permuted-blocks-2")),
     ("study_code", "study code", edited(study_code=StudyCode("a b"))),
     ("study_code", "study code", edited(study_code=StudyCode("x" * 31))),
     ("study_code", "study code", edited(study_code=StudyCode("NCT03033277\n"))),

@@ -75,6 +75,9 @@ class TestPublishing:
 
     def test_without_sink(self, house: House) -> None:
         """The sink's failure is known until it works again, and /readyz says so at once. [custody "The trail"]"""
+        # A process that has entered nothing has nothing to try the sink with.
+        house.admin.forget_token()
+        house.admin.token()
         path: Path = house.settings.checkpoint_file
         kept = path.with_suffix(".kept")
         path.rename(kept)
