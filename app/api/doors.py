@@ -318,4 +318,4 @@ def _network(request: Request) -> str:
         address = ipaddress.ip_address(request.client.host if request.client is not None else "")
     except ValueError:
         return "unknown"
-    return str(ipaddress.ip_network((address, 24 if address.version == 4 else 48), strict=False))  # noqa: PLR2004  # the address family
+    return str(ipaddress.ip_network((address, 24 if address.version == 4 else 48), strict=False))  # noqa: PLR2004  # IPv4, else IPv6: there is no third

@@ -185,7 +185,7 @@ def example_of(schema: Mapping[str, Any], schemas: Mapping[str, Any], owner: str
     return own[0] if own else _composed(schema, schemas, owner)
 
 
-def _composed(schema: Mapping[str, Any], schemas: Mapping[str, Any], owner: str) -> Any:  # noqa: ANN401  # the same
+def _composed(schema: Mapping[str, Any], schemas: Mapping[str, Any], owner: str) -> Any:  # noqa: ANN401  # whatever JSON holds
     if "$ref" in schema:
         name = str(schema["$ref"]).rsplit("/", 1)[1]
         return example_of(schemas[name], schemas, name)
@@ -202,7 +202,7 @@ def _composed(schema: Mapping[str, Any], schemas: Mapping[str, Any], owner: str)
     raise KeyError(message)
 
 
-def _member(name: str, schema: Mapping[str, Any], schemas: Mapping[str, Any], owner: str) -> Any:  # noqa: ANN401  # the same
+def _member(name: str, schema: Mapping[str, Any], schemas: Mapping[str, Any], owner: str) -> Any:  # noqa: ANN401  # whatever JSON holds
     place = f"{owner}.{name}"
     if place in _STORY:
         return _STORY[place]

@@ -186,5 +186,5 @@ def verify(ctx: typer.Context) -> None:
     """Verify a trail export or a final package offline: `snose verify trail|package FILE [--sink FILE] [--json]`."""
     verifier: Final = str(files("app") / "verifier.py")
     # A process of its own: the verifier shares nothing with the service, not even what is imported here.
-    finished = subprocess.run([sys.executable, "-I", verifier, *ctx.args], check=False)  # noqa: S603  # our own file
+    finished = subprocess.run([sys.executable, "-I", verifier, *ctx.args], check=False)  # noqa: S603  # our own file, by our own interpreter, without a shell
     raise typer.Exit(finished.returncode)

@@ -189,7 +189,7 @@ def _progress(what: str) -> Iterator[keys.Tell]:
     def tell(done: int, total: int) -> None:
         nonlocal told
         percent = done * 100 // total if total else 100
-        if percent >= told + _LINE_EVERY or (percent == 100 and told != 100):  # noqa: PLR2004  # all of it
+        if percent >= told + _LINE_EVERY or (percent == 100 and told != 100):  # noqa: PLR2004  # a hundred per cent is all
             told = percent
             sys.stderr.write(f"{what}: {done} of {total} rows\n")
             sys.stderr.flush()

@@ -13,7 +13,7 @@ LONG = (pytest.mark.long, pytest.mark.timeout(0))
 
 
 @pytest.mark.parametrize("database_kind", ["postgresql", "sqlite"])
-@pytest.mark.parametrize(("keys", "times"), [(8, 20), pytest.param(100, 20, marks=LONG)])
+@pytest.mark.parametrize(("keys", "times"), [(12, 20), pytest.param(100, 20, marks=LONG)])
 def test_one_key_many_times_at_once_is_one_act(ground: Ground, keys: int, times: int) -> None:
     """One effect for each key, one answer to all; the key with other content is refused, also after a restart [C4; T16]"""
     study = ground.open_study(keys)
