@@ -440,8 +440,10 @@ def grant_role(
         if not holder.account(act.tx).is_active:
             message = "The account is switched off."
             raise IllegalTransition(message)
-        _check_exclusions(people.list_grants(act.tx, account.principal_id, act.now), role, study_code, site_code)
-        _check_past(people.list_grants(act.tx, account.principal_id), role, study_code)
+        history = people.list_grants(act.tx, account.principal_id)
+        # Not as of `act.now`: this act may have begun before the one that it waited for has granted something.
+        _check_exclusions([grant for grant in history if grant.revoked_at is None], role, study_code, site_code)
+        _check_past(history, role, study_code)
         grant_id = act.deployment.new_id()
         people.add_grant(
             act.tx, grant_id, account.principal_id, role, study_code, site_code, act.now, act.principal.name

@@ -717,6 +717,14 @@ class TestGrants:
         assert codes.count("already_exists") == 2
         assert codes.count("grant_conflict") == 3
 
+    def test_a_grant_by_somebody_whose_clock_is_ahead_counts(self, house: House) -> None:
+        """An act that began before another one granted something, and waited for it, sees what it granted (B10)."""
+        monitor = house.person("monitor")
+        house.clock.advance(seconds=-1)
+        path = f"/v1/people/{monitor.username}/grants"
+        refused(house.admin.post(path, json={"role": "monitor", "study_code": STUDY}), 409, "already_exists")
+        refused(house.admin.post(path, json={"role": "statistician", "study_code": STUDY}), 409, "grant_conflict")
+
     def test_the_same_grant_twice_is_refused(self, house: House) -> None:
         """One grant, one row; at another site it is another grant (USR-05)."""
         doctor = house.person("investigator")
