@@ -140,7 +140,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     invalid = cast("RequestValidationError", error)
     try:
         deployment_of(request)
-        context = getattr(request.state, "context", None) or context_of(request)
+        context = getattr(request.state, "context", None) or await context_of(request)
         fields = sorted({entered_field_of(fault) for fault in invalid.errors()})
         await run_in_threadpool(audited.admit_invalid, context, study_of(request), fields)
     except SnoseError as refusal:

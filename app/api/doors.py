@@ -273,8 +273,8 @@ def study_of(request: Request) -> StudyCode | None:
     return StudyCode(named if STUDY_CODE.fullmatch(named) else "")
 
 
-def context_of(request: Request) -> RequestContext:
-    """Return who asks for what by which request."""
+async def context_of(request: Request) -> RequestContext:
+    """Return who asks for what by which request; asynchronous, because a plain one would be handed to another thread."""
     deployment = deployment_of(request)
     route: DoorRoute = request.scope["route"]
     key = request.headers.get("idempotency-key")
