@@ -14,7 +14,10 @@ import pytest
 from xdist.workermanage import WorkerController
 
 from app.storage import migrate
+from tests import harness
 from tests.databases import Postgres, memory, postgres_server
+from tests.harness import House
+from tests.memory import knows_a_new
 
 EXIT_STACK = pytest.StashKey[ExitStack]()
 SERVER_DIRECTORY = pytest.StashKey[Path]()
@@ -83,6 +86,20 @@ def migrated_database_url(request: pytest.FixtureRequest, database_kind: str, tm
     server: Postgres = request.getfixturevalue("postgres")
     with server.database(template=request.getfixturevalue("migrated_postgres")) as url:
         yield url
+
+
+@pytest.fixture
+def house(request: pytest.FixtureRequest, database_kind: str, tmp_path: Path) -> Iterator[House]:
+    """A new deployment with its first service admin, begun when the test first asks it for anything."""
+    with ExitStack() as stack:
+        if not knows_a_new(database_kind):
+            url = request.getfixturevalue("migrated_database_url")
+        elif database_kind == "sqlite":
+            url = f"sqlite:///{tmp_path / 'snose.sqlite'}"
+        else:
+            server: Postgres = request.getfixturevalue("postgres")
+            url = stack.enter_context(server.named())
+        yield stack.enter_context(harness.house(url, tmp_path))
 
 
 @pytest.fixture(scope="session")

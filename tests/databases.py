@@ -59,7 +59,7 @@ class Postgres:
 
     def create_database(self, template: str = "template1") -> str:
         """Return the name of a new database, a copy of ``template`` (to which nobody may be connected)."""
-        name = f"snose_{uuid4().hex}"
+        name = _new_name()
         # Copying files costs a third of writing pages to the log, and much less again where the files lie in memory.
         copying = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
         self._execute(copying.format(sql.Identifier(name), sql.Identifier(template)))
@@ -78,9 +78,22 @@ class Postgres:
         finally:
             self.drop_database(name)
 
+    @contextmanager
+    def named(self) -> Iterator[str]:
+        """Give the URL of a database that somebody else creates; it is dropped afterwards."""
+        name = _new_name()
+        try:
+            yield self.url_for(name)
+        finally:
+            self.drop_database(name)
+
     def _execute(self, statement: sql.Composed) -> None:
         with psycopg.connect(self.url_for("postgres"), autocommit=True) as connection:
             connection.execute(statement)
+
+
+def _new_name() -> str:
+    return f"snose_{uuid4().hex}"
 
 
 class PostgresServer(Postgres):

@@ -1,6 +1,6 @@
 """The whole service in process: a deployment in a folder, a clock that ticks, seeded chance, and people who call it over HTTP.
 
-    with house(migrated_database_url, tmp_path) as h:                # or the fixture `house` of tests/api and tests/services
+    with house(migrated_database_url, tmp_path) as h:                # or the fixture `house` of tests/conftest.py
         h.register_study()                                           # NCT03033277 with site 01, draft
         doctor = h.person("investigator")                            # registered, granted, password and factor their own
         answer = doctor.post("/v1/studies/NCT03033277/allocations", json={...})
@@ -16,7 +16,8 @@
     password still stands. ``grant(caller, role, study, site)`` grants one more and answers its id. ``register_study(code,
     sites=("01",), **fields)`` registers a study (``STUDY_BODY`` with these fields) with its ``study_admin``, kept in
     ``study_admins[code]``. ``trail(study=None)`` gives the entries of a study's or the service's log, read from the database.
-    ``restart(**overrides)`` is a new process on the same files. ``close()`` ends it; ``with`` does so by itself.
+    ``restart(**overrides)`` is a new process on the same files. ``close()`` ends it in order; ``with`` leaves it as it stands.
+    A house without overrides begins when it is first asked for anything, so that one that ``remembered`` something begins once.
 ``Caller``
     ``get/post/delete(path, json=None, step_up=False, headers=None)`` sign in once (again when the session is over) and answer the
     response; a 500 fails the test at once. ``step_up=True`` gives a fresh proof first, with a new one-time code: the clock is
@@ -33,18 +34,19 @@
 import hashlib
 import json as jsonlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Lock, RLock
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
+from unittest.mock import patch
 
 import pyotp
 from fastapi import FastAPI
 from httpx2 import Response
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 from starlette.routing import BaseRoute
 
 from app.domain.entropy import Entropy
@@ -53,6 +55,7 @@ from app.main import create_app
 from app.sealing.providers import KeyFileProvider
 from app.services import people
 from app.services.context import Deployment
+from app.services.keeper import Keeper
 from app.services.startup import create_deployment
 from app.settings import Settings
 from app.storage import tables
@@ -250,8 +253,23 @@ def _share_routes(app: FastAPI) -> None:
             routes[place] = _included.setdefault(id(router), route)
 
 
+_beginning: Final = RLock()
+"""Of several threads that ask a house first, one begins it and the others wait."""
+_engines: Final[dict[str, tuple[Any, Any]]] = {}
+
+
+def _share_statements(engine: Engine) -> None:
+    """Have a house's engine use what the first of its kind compiled: a millisecond for each statement of each house."""
+    engine.dialect, engine._compiled_cache = _engines.setdefault(
+        engine.dialect.name, (engine.dialect, engine._compiled_cache)
+    )
+
+
 class House:
     """A running deployment and those who work with it."""
+
+    _put_off: tuple[dict[str, Any], Callable[[], None]]
+    """All that a house is, and how it begins, as long as nobody has asked for anything."""
 
     def __init__(self, settings: Settings, clock: TickingClock, entropy: Entropy, list_entropy: Entropy) -> None:
         self.settings = settings
@@ -265,18 +283,43 @@ class House:
         self.new_until: datetime | None = None
         """What the clock says as long as nothing has happened; None for a house unlike all others."""
 
+    def put_off(self, begin: Callable[[], None]) -> None:
+        """Begin when somebody first asks for anything."""
+        held = dict(vars(self))
+        vars(self).clear()
+        self._put_off = (held, begin)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever the house has by that name
+        """Begin what was put off; Python asks here for nothing but what is not there."""
+        with _beginning:
+            if name != "_put_off" and (begin := self.take_up()) is not None:
+                begin()
+        if name not in vars(self):
+            raise AttributeError(name)
+        return vars(self)[name]
+
+    def take_up(self) -> Callable[[], None] | None:
+        """Return how to begin a house that was put off, which is then for the caller to do; None for one that has begun."""
+        if "_put_off" not in vars(self):
+            return None
+        held, begin = self._put_off
+        vars(self).clear()
+        vars(self).update(held)
+        return begin
+
     @property
     def is_new(self) -> bool:
         """Whether nothing has happened here since the first administrator took over."""
-        return self.clock.now == self.new_until
+        return "_put_off" in vars(self) or self.clock.now == self.new_until
 
     def open(self) -> None:
         """Start the service on the files and the database that are there."""
         around = surroundings(self.settings, self.clock, self.entropy, self.list_entropy)
+        _share_statements(around.database.engine)
         self.app: FastAPI = create_app(self.settings, around)
         _share_routes(self.app)
-        self.client = InProcessClient(self.app)
-        self.client.__enter__()
+        # Named when it can be used: other threads may be waiting for it.
+        self.client = InProcessClient(self.app).__enter__()
 
     @property
     def deployment(self) -> Deployment:
@@ -290,7 +333,13 @@ class House:
         self.open()
 
     def close(self) -> None:
+        """End the service in order: the last checkpoints are written."""
         self.client.__exit__(None, None, None)
+
+    def leave(self) -> None:
+        """End the service as it stands, for nobody goes on with what it leaves."""
+        with patch.object(Keeper, "round"):
+            self.close()
 
     def __enter__(self) -> Self:
         return self
@@ -298,7 +347,8 @@ class House:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        if self.take_up() is None:
+            self.leave()
 
     # -- requests
 
@@ -334,11 +384,15 @@ class House:
         password: str | None = None,
     ) -> Caller:
         """Return a new person with a role, who has changed the issued password and keeps a second factor."""
-        caller = self.register(username or self._name(role))
-        self.take_over(caller, password)
-        if role is not None:
-            self.grant(caller, role, study, site)
-        return caller
+
+        def begin() -> Caller:
+            caller = self.register(username or self._name(role))
+            self.take_over(caller, password)
+            if role is not None:
+                self.grant(caller, role, study, site)
+            return caller
+
+        return memory.remembered(self, ("person", role, study, site, username, password), begin)
 
     def machine(
         self, role: Role | str | None = Role.EDC_CLIENT, study: str | None = STUDY, name: str = "EDC"
@@ -385,14 +439,18 @@ class House:
 
     def register_study(self, code: str = STUDY, sites: tuple[str, ...] = ("01",), **fields: Json) -> Json:
         """Register a study, in draft, with sites that are not active yet, and return the answer."""
-        study_admin = self.study_admins.get(code)
-        if study_admin is None:
-            study_admin = self.study_admins[code] = self.person(Role.STUDY_ADMIN, code)
-        answer = expect(study_admin.post("/v1/studies", json={**STUDY_BODY, "study_code": code, **fields}), 201)
-        for site in sites:
-            body = {"site_code": site, "name": f"Hospital {site}", "timezone": "Asia/Shanghai"}
-            expect(study_admin.post(f"/v1/studies/{code}/sites", json=body), 201)
-        return answer
+
+        def begin() -> Json:
+            study_admin = self.study_admins.get(code)
+            if study_admin is None:
+                study_admin = self.study_admins[code] = self.person(Role.STUDY_ADMIN, code)
+            answer = expect(study_admin.post("/v1/studies", json={**STUDY_BODY, "study_code": code, **fields}), 201)
+            for site in sites:
+                body = {"site_code": site, "name": f"Hospital {site}", "timezone": "Asia/Shanghai"}
+                expect(study_admin.post(f"/v1/studies/{code}/sites", json=body), 201)
+            return answer
+
+        return memory.remembered(self, ("study", code, sites, repr(fields)), begin)
 
     # -- what the trail says
 
@@ -422,7 +480,10 @@ class House:
 
 
 def house(url: str, tmp_path: Path, **overrides: Json) -> House:
-    """Return a new deployment in test mode on a database that is migrated and empty."""
+    """Return a new deployment in test mode on a database that is migrated and empty.
+
+    Where a house can begin as a copy (`memory.knows_a_new`) and nothing is overridden, the database need not be there.
+    """
     is_like_all_others = not overrides
     clock = overrides.pop("clock", None) or TickingClock()
     seed = overrides.pop("seed", "rest")
@@ -452,9 +513,12 @@ def house(url: str, tmp_path: Path, **overrides: Json) -> House:
         made.admin.username, made.admin.password = "admin", password
         made.take_over(made.admin)
 
-    if is_like_all_others:
-        memory.begun(made, "new", begin)
+    def begin_like_all_others() -> None:
+        memory.begun(made, memory.NEW, begin)
         made.new_until = clock.now
+
+    if is_like_all_others:
+        made.put_off(begin_like_all_others)
     else:
         begin()
     return made

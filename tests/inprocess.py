@@ -4,6 +4,7 @@ Starlette's own test client starts a loop and hands over between threads seven t
 went there. Here one loop in one thread serves the whole life of a client, and a request is one hand-over.
 """
 
+import sys
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -11,6 +12,9 @@ from typing import Self
 import httpx2
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fastapi import FastAPI
+
+# httpx looks for it at each request, on the disk and in vain; that it is not there need be found out once.
+sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]  # None is how Python remembers a module that is not there
 
 
 class _InProcess(httpx2.BaseTransport):

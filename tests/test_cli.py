@@ -56,20 +56,19 @@ class TestDemo:
         assert told["clients"][0]["roles"] == ["edc_client"]
         assert list(tmp_path.glob("snose-demo*")) == []
         if database_kind == "postgresql":
-            self.check(snose(tmp_path, *arguments))
+            self.check_in_folder_of_others(tmp_path, arguments)
 
-    def test_folder_of_others(self, tmp_path: Path) -> None:
-        """A folder that was there keeps its files, and the demo's own stay for a look. [api.md: --data]"""
-        (tmp_path / "mine.txt").write_text("mine")
-        arguments = ["demo", "--exit", "--json", "--subjects", str(SUBJECTS), "--data", str(tmp_path)]
-        self.check(snose(tmp_path, *arguments))
-        assert (tmp_path / "mine.txt").read_text() == "mine"
-        package = tmp_path / "snose-demo-final-package.zip"
-        assert snose(tmp_path, "verify", "package", str(package)).returncode == 0
+    def check_in_folder_of_others(self, folder: Path, arguments: list[str]) -> None:
+        """Once more over an earlier demo's database, in a folder that keeps its files and the demo's own. [api.md: --data]"""
+        (folder / "mine.txt").write_text("mine")
+        self.check(snose(folder, *arguments, "--data", str(folder)))
+        assert (folder / "mine.txt").read_text() == "mine"
+        package = folder / "snose-demo-final-package.zip"
+        assert snose(folder, "verify", "package", str(package)).returncode == 0
         content = bytearray(package.read_bytes())
         content[len(content) // 2] ^= 1
         package.write_bytes(bytes(content))
-        assert snose(tmp_path, "verify", "package", str(package)).returncode == 1
+        assert snose(folder, "verify", "package", str(package)).returncode == 1
 
     def test_database_of_others(self, migrated_database_url: str, tmp_path: Path) -> None:
         """A database that holds anything but an earlier demo is refused and not touched. [api.md: --database]"""

@@ -8,6 +8,7 @@ import pytest
 
 from app.domain.schedules import ALGORITHM
 from tests.harness import STUDY, Caller, House, Json, expect
+from tests.memory import remembered
 
 PATH = f"/v1/studies/{STUDY}/schedules"
 SPECIFICATION: Mapping[str, Any] = {
@@ -36,8 +37,12 @@ BLINDED = {
 @pytest.fixture
 def statistician(house: House) -> Caller:
     """The statistician of a registered study."""
-    house.register_study()
-    return house.person("statistician")
+
+    def begin() -> Caller:
+        house.register_study()
+        return house.person("statistician")
+
+    return remembered(house, "statistician", begin)
 
 
 def generate(statistician: Caller, **fields: Json) -> Json:

@@ -368,9 +368,9 @@ class TestSigningKey:
 
     def test_commitment_of_a_newer_key(self, house: House) -> None:
         """A worker that has not heard of the new key takes it in when it meets what it signed. [A8]"""
+        house.register_study()
         around = surroundings(house.settings, house.clock)
         before = startup.unseal(around, house.settings.mode)
-        house.register_study()
         keys.rotate_signing_key(house.deployment)
         approved_list(house)
         with around.database.transaction() as tx:
