@@ -28,7 +28,6 @@ from app.sealing.recipients import encrypt_to
 from app.services.audited import Act, Receipt, Unfinished, audited
 from app.services.context import Deployment, RequestContext
 from app.services.enveloping import is_overdue, sheet_code_of
-from app.services.sheets import Sheet, sheets_pdf
 from app.storage import allocations, envelopes, kits, unblinding
 from app.storage.envelopes import IssuedEnvelope, OpenedEnvelope
 from app.storage.unblinding import NewCodeBreak
@@ -65,6 +64,8 @@ class ReleasedSheets(Unfinished):
 
     def finish(self) -> None:
         """Make the pages, and encrypt them."""
+        from app.services.sheets import Sheet, sheets_pdf  # noqa: PLC0415  # no worker waits for the PDF library to start
+
         sheets = [Sheet(code, sheet_code_of(self.deployment, self.study, kit_id, code)) for code, kit_id in self.kits]
         pages = sheets_pdf(
             self.study, self.deployment.mode, self.consignment_code, self.site_code, self.contact, sheets

@@ -22,7 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from app.errors import DatabaseUnavailable, IntegrityBroken, UnsafeSetting
 
 LOCK_TIMEOUT_MS: Final = 5_000
-"""How long a transaction waits for each lock, unless it says otherwise (PostgreSQL)."""
+"""How long a transaction waits for each lock, unless it says otherwise; on SQLite, for the one lock."""
 _TRY_AGAIN_STATES: Final = frozenset({"40001", "40P01", "55P03"})
 _NOT_REPLICATED: Final = "01000"
 # Else psycopg's cursor is closed before anybody can ask how many rows an INSERT ... ON CONFLICT DO NOTHING has put in.
@@ -165,7 +165,7 @@ class Database:
             max_overflow=4,
             hide_parameters=True,
             execution_options=_ROWCOUNT,
-            connect_args={"check_same_thread": False, "timeout": 5},
+            connect_args={"check_same_thread": False, "timeout": LOCK_TIMEOUT_MS / 1000},
         )
 
         @event.listens_for(engine, "connect")

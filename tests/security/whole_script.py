@@ -47,6 +47,7 @@ EXTENSION: Final = 8
 LONG_AFTER: Final = timedelta(days=701)
 """After the consignments that the script sends in its course have expired."""
 MACHINE_SESSION: Final = timedelta(minutes=25)
+_documented: Final[list[Operation]] = []
 
 
 class WholePlay(Play):
@@ -56,7 +57,6 @@ class WholePlay(Play):
     """What the arms of imported kits are drawn by."""
     thorough = False
     """Whether every role asks for everything once more, whatever it has asked for before."""
-    documented: Sequence[Operation] = ()
     since: Mapping[str, datetime] = MappingProxyType({})
     """When a machine got its token."""
 
@@ -432,10 +432,10 @@ class WholePlay(Play):
     # -- the document
 
     def operations(self) -> list[Operation]:
-        """Return every operation of the document, which is made once: that of a new process is the same."""
-        if not self.documented:
-            self.documented = operations_of(self.house.app.openapi())
-        return list(self.documented)
+        """Return every operation of the document, which is made once: this script is played on builds without a fault."""
+        if not _documented:
+            _documented.extend(operations_of(self.house.app.openapi()))
+        return list(_documented)
 
     def known(self) -> dict[str, str]:
         """Return what stands in the places of a path's parameters: things that exist, and people nobody needs any more."""

@@ -94,13 +94,18 @@ class TestFloor:
             trial.act(lambda act: draw.offer(act, SITE, ZONE, ARM_CODES))
         database = house.deployment.database
         study_id = trial.act(lambda act: act.study.study_id)
+
+        def withdraw() -> None:
+            with database.transaction() as tx:
+                tx.wait_for_locks(200)
+                draw.on_refusal(tx, StockInsufficient())
+
         with database.transaction() as holder:
             kits.lock_stock(holder, study_id, SITE)
-            with pytest.raises(TryAgain), database.transaction() as tx:
-                draw.on_refusal(tx, StockInsufficient())
+            with pytest.raises(TryAgain):
+                withdraw()
         assert trial.consignment_status("C1") == "assignable"
-        with database.transaction() as tx:
-            draw.on_refusal(tx, StockInsufficient())
+        withdraw()
         assert trial.consignment_status("C1") == "withdrawn"
 
     def test_the_refusal_is_one_whichever_arm_is_short(self, house: House) -> None:

@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from uuid import UUID
 
 import pytest
@@ -12,6 +13,7 @@ from sqlalchemy import create_engine, text
 
 from app.domain.words import ArmCode, KitCode
 from app.services.unblinding import CodeBreak, ReleasedPackage
+from app.storage import database
 from tests import harness
 from tests.harness import BEGINNING, STUDY, Caller, TickingClock, expect
 from tests.running_study import TREATMENTS, RunningStudy, S, consignment, execute, running_study, tampering
@@ -47,8 +49,11 @@ def clock() -> InterruptingClock:
 
 @pytest.fixture
 def running(migrated_database_url: str, tmp_path: Path, clock: InterruptingClock) -> Iterator[RunningStudy]:
-    """A closed study."""
-    with harness.house(migrated_database_url, tmp_path, clock=clock) as house:
+    """A closed study; whoever meets a lock need not wait long."""
+    with (
+        patch.object(database, "LOCK_TIMEOUT_MS", 500),
+        harness.house(migrated_database_url, tmp_path, clock=clock) as house,
+    ):
         made = running_study(house, subjects=2, length=4)
         made.set_status("closed")
         yield made
