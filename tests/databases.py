@@ -6,6 +6,7 @@ folder above the virtual environment, and it leaves its server to an exit handle
 tests want to kill and restart theirs by its process id.
 """
 
+import atexit
 import os
 import shutil
 import signal
@@ -88,8 +89,30 @@ class Postgres:
             self.drop_database(name)
 
     def _execute(self, statement: sql.Composed) -> None:
-        with psycopg.connect(self.url_for("postgres"), autocommit=True) as connection:
-            connection.execute(statement)
+        administer(self.url_for("postgres"), statement)
+
+
+_administrations: Final[dict[str, psycopg.Connection]] = {}
+
+
+def administer(url: str, *statements: sql.Composed) -> None:
+    """Execute what creates and drops databases, over one connection that is kept: a new one for each would take as long."""
+    for statement in statements:
+        try:
+            _administration(url).execute(statement)
+        except psycopg.OperationalError:
+            # The server was stopped or killed in between.
+            if not _administration(url).broken:
+                raise
+            del _administrations[url]
+            _administration(url).execute(statement)
+
+
+def _administration(url: str) -> psycopg.Connection:
+    if url not in _administrations:
+        connection = _administrations[url] = psycopg.connect(url, autocommit=True)
+        atexit.register(connection.close)
+    return _administrations[url]
 
 
 def _new_name() -> str:

@@ -40,7 +40,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Lock, RLock
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 from unittest.mock import patch
 
 import pyotp
@@ -289,14 +289,16 @@ class House:
         vars(self).clear()
         self._put_off = (held, begin)
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever the house has by that name
-        """Begin what was put off; Python asks here for nothing but what is not there."""
-        with _beginning:
-            if name != "_put_off" and (begin := self.take_up()) is not None:
-                begin()
-        if name not in vars(self):
-            raise AttributeError(name)
-        return vars(self)[name]
+    if not TYPE_CHECKING:  # For the type checker a house has what it says it has, and nothing else.
+
+        def __getattr__(self, name: str) -> Any:  # noqa: ANN401  # whatever the house has by that name
+            """Begin what was put off; Python asks here for nothing but what is not there."""
+            with _beginning:
+                if name != "_put_off" and (begin := self.take_up()) is not None:
+                    begin()
+            if name not in vars(self):
+                raise AttributeError(name)
+            return vars(self)[name]
 
     def take_up(self) -> Callable[[], None] | None:
         """Return how to begin a house that was put off, which is then for the caller to do; None for one that has begun."""

@@ -15,9 +15,10 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from uuid import uuid4
 
-import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
+
+from tests.databases import administer
 
 if TYPE_CHECKING:
     from tests.harness import House, SeededEntropy
@@ -130,7 +131,5 @@ def _copied(database: str, template: str) -> sql.Composed:
 
 
 def _on_server(url: str, *statements: sql.Composed) -> None:
-    server = make_url(url).set(database="postgres").render_as_string(hide_password=False)
-    with psycopg.connect(server.replace("postgresql+psycopg", "postgresql"), autocommit=True) as connection:
-        for statement in statements:
-            connection.execute(statement)
+    server = make_url(url).set(database="postgres", drivername="postgresql")
+    administer(server.render_as_string(hide_password=False), *statements)
