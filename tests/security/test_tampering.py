@@ -707,7 +707,7 @@ class Mutations:
             ("actor", "somebody.else"),
             ("subject_key", "01-0009" if row["subject_key"] != "01-0009" else None),
             ("subject_key", None if row["subject_key"] else ""),
-            ("site_code", "02"),
+            ("site_code", "02" if row["site_code"] != "02" else "01"),
             ("site_code", None if row["site_code"] else ""),
             ("at", row["at"] + timedelta(minutes=1)),
         ):
@@ -858,7 +858,7 @@ class TestTampering:
     @pytest.mark.timeout(0)
     def test_ten_thousand_mutations(self, world: World) -> None:
         """The same with many flips of each value, 5,000 mutations on each database. [CUS-10, SEQ-11, T9, T10]"""
-        tried, faults = try_all(world, Mutations(world, Random(1), times=12).all())
+        tried, faults = try_all(world, Mutations(world, Random(1), times=20).all())
 
         assert Counter(faults) == Counter()
         assert sum(tried.values()) >= 5000
