@@ -5,20 +5,22 @@ Most tests about kits and subjects begin with a study under way, fifty requests 
 drawn, and what ``begin`` returned. For the next new house it puts all that in place and answers what ``begin`` would have.
 """
 
+import atexit
 import copy
 import shutil
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from uuid import uuid4
 
 from psycopg import sql
 from sqlalchemy import make_url
 
-from tests.databases import administer
+from tests.databases import administer, memory
 
 if TYPE_CHECKING:
     from tests.harness import House, SeededEntropy
@@ -84,7 +86,7 @@ def _keep(house: "House", key: Hashable, answer: object) -> None:
     house.close()
     url = house.settings.url()
     if url.startswith("sqlite"):
-        database = str(Path(mkdtemp(prefix="snose-kept-")) / "kept.sqlite")
+        database = str(_folder() / f"{uuid4().hex}.sqlite")
         shutil.copyfile(str(make_url(url).database), database)
     else:
         database = f"kept_{uuid4().hex}"
@@ -117,6 +119,14 @@ def _become(house: "House", kept: _Kept) -> object:
     answer, house.study_admins, house.admin = copy.deepcopy(kept.told, {id(_NOBODY): house})
     house.open()
     return answer
+
+
+@cache
+def _folder() -> Path:
+    """Return where the copies of SQLite files lie as long as this process lives."""
+    folder = TemporaryDirectory(prefix="snose-kept-", dir=memory())
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def _seeded(entropy: object) -> "SeededEntropy":
