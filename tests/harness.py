@@ -46,7 +46,7 @@ from unittest.mock import patch
 import pyotp
 from fastapi import FastAPI
 from httpx2 import Response
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 from starlette.routing import BaseRoute
 
 from app.domain.entropy import Entropy
@@ -258,11 +258,16 @@ _beginning: Final = RLock()
 _engines: Final[dict[str, tuple[Any, Any]]] = {}
 
 
+def _know_already(connection: Connection) -> None:
+    """Ask a new connection nothing."""
+
+
 def _share_statements(engine: Engine) -> None:
     """Have a house's engine use what the first of its kind compiled: a millisecond for each statement of each house."""
-    engine.dialect, engine._compiled_cache = _engines.setdefault(
-        engine.dialect.name, (engine.dialect, engine._compiled_cache)
-    )
+    first, compiled = _engines.setdefault(engine.dialect.name, (engine.dialect, engine._compiled_cache))
+    if first is not engine.dialect:
+        engine.dialect.initialize = _know_already  # type: ignore[method-assign]
+    engine.dialect, engine._compiled_cache = first, compiled
 
 
 class House:
