@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Final
@@ -15,9 +16,11 @@ from app.cli import envelope as envelope_command
 from app.cli import keys as keys_command
 from app.cli import witness as witness_command
 from app.cli.serving import serve as serve_until_stopped
-from app.domain.words import Mode
-from app.errors import SnoseError
+from app.domain.words import ConsignmentCode, Mode, StudyCode
+from app.errors import SealBroken, SnoseError
+from app.sealing.files import create_private_file, read_private_file
 from app.sealing.providers import KeyFileProvider
+from app.sealing.recipients import decrypt_with
 from app.services import safety, startup
 from app.services.context import SystemEntropy
 from app.services.people import register_first_admin
@@ -38,6 +41,8 @@ command.add_typer(witness_command.command, name="witness")
 command.add_typer(keys_command.command)
 
 command.add_typer(envelope_command.command, name="envelope")
+
+_LONGEST_KEY: Final = 1024
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout.")]
 
@@ -179,6 +184,41 @@ def certificate(
         {"certificate": str(out), "package_sha256": digest},
         f"The package was verified; its certificate is {out}. It is unblinded. SHA-256 of the package: {digest}",
     )
+
+
+@command.command(name="open")
+def open_(
+    file: Annotated[Path, typer.Argument(help="What the service has encrypted (.hpke).", exists=True)],
+    study: Annotated[str, typer.Option(help="Code of the study.")],
+    recipient_key: Annotated[Path, typer.Option(help="File (0600) with the private key, base64 of its 32 bytes.")],
+    out: Annotated[Path, typer.Option(help="File to write; it is not there yet.")],
+    consignment: Annotated[
+        str | None, typer.Option(help="Code of the consignment, for its packing list or sheets.")
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Open what was encrypted to you: a final package, a consignment's packing list, or its sheets; unblinded."""
+    from app.services.consignments import packing_list_info  # noqa: PLC0415  # no other command waits for the services
+    from app.services.envelopes import sheets_info  # noqa: PLC0415
+    from app.services.unblinding import final_package_info  # noqa: PLC0415
+
+    code = StudyCode(study)
+    if consignment is None:
+        purposes = [final_package_info(code)]
+    else:
+        purposes = [make(code, ConsignmentCode(consignment)) for make in (packing_list_info, sheets_info)]
+    private_key = read_private_file(recipient_key, "recipient key", _LONGEST_KEY).decode("ascii", "replace").strip()
+    create_private_file(out, "an opened file", _opened(private_key, file.read_bytes(), purposes))
+    _say(as_json, {"opened": str(out)}, f"{out} is opened, for your eyes only: it is unblinded.")
+
+
+def _opened(private_key: str, content: bytes, purposes: list[bytes]) -> bytes:
+    """Return the plaintext; the length tells nothing of the purpose, so that each is tried. Raises ``SealBroken``."""
+    for info in purposes[:-1]:
+        with suppress(SealBroken):
+            return decrypt_with(private_key, content, info)
+    return decrypt_with(private_key, content, purposes[-1])
 
 
 @command.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
