@@ -22,6 +22,8 @@ from tests.memory import knows_a_new
 EXIT_STACK = pytest.StashKey[ExitStack]()
 SERVER_DIRECTORY = pytest.StashKey[Path]()
 WORKER_INPUT = "snose_postgres"
+LONG_ONES = ("tests", "security", "reliability")
+"""The folders of tests that take seconds each."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,6 +33,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(shared))
     # The commands that tests start, a hundred times and more, need not compile the service each time.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have the tests of whole plays and processes come first: at the end no process waits for a long one of another."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG_ONES)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -848,7 +848,7 @@ class TestTampering:
 
     def test_every_mutation_is_found_out(self, world: World) -> None:
         """500 mutations on each database: each is refused or named, and none gives another arm. [CUS-10, SEQ-11, T9, T10]"""
-        tried, faults = try_all(world, sampled(Mutations(world, Random(20261122)).all(), 7))
+        tried, faults = try_all(world, sampled(Mutations(world, Random(20261122)).all(), 5))
 
         assert Counter(faults) == Counter()
         assert sum(tried.values()) >= 500

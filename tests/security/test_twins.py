@@ -12,6 +12,7 @@ from tests.security.leaks import PLANTED, all_of_them, codes_by_arm, codes_tell
 from tests.security.operations import catalogue, code_of, operation_at
 from tests.security.script import ANONYMOUS
 from tests.security.twins import (
+    ALL_BUT_LABELS,
     BASE,
     MASKED,
     OTHER_BLOCKS,
@@ -57,7 +58,7 @@ def truth_of(recording: Recording) -> list[tuple[str, str]]:
 
 
 class TestTwins:
-    @pytest.mark.parametrize("twin", [PERMUTED, OTHER_CHANCE, OTHER_BLOCKS], ids=lambda twin: twin.name)
+    @pytest.mark.parametrize("twin", [PERMUTED, ALL_BUT_LABELS], ids=lambda twin: twin.name)
     def test_twins_answer_alike(self, plays: Plays, database_kind: str, twin: Twin) -> None:
         """Every answer to a blinded person, the log, the metrics and the public trail are byte-equal. [BLD-01, rules B1, B2]"""
         first, second = plays(database_kind, BASE), plays(database_kind, twin)
@@ -68,7 +69,7 @@ class TestTwins:
 
     def test_every_masked_field_is_met_and_differs(self, plays: Plays) -> None:
         """The list of masked fields is exact: each occurs, and each differs by nature on some twin. [BLD-01, rule B2]"""
-        masks = [plays("sqlite", twin).outputs[1] for twin in (BASE, PERMUTED, OTHER_CHANCE, OTHER_BLOCKS)]
+        masks = [plays("sqlite", twin).outputs[1] for twin in (BASE, PERMUTED, ALL_BUT_LABELS)]
 
         assert set(masks[0].met) == set(MASKED)
         alike = [path for path in MASKED if all(mask.seen[path] == masks[0].seen[path] for mask in masks)]
@@ -109,7 +110,7 @@ class TestTwins:
 
     def test_kits_that_were_passed_over_tell_nothing(self, plays: Plays, database_kind: str) -> None:
         """In no order known from outside does a kit that was passed over tell its arm. [BLD-06, rule B5]"""
-        for twin in (BASE, OTHER_CHANCE):
+        for twin in (BASE, ALL_BUT_LABELS):
             assert skipped_kits_tell(plays(database_kind, twin)) < CHANCE
 
 
@@ -168,7 +169,7 @@ class TestLeakyBuilds:
     def test_planted_codes_by_arm(self, plays: Plays) -> None:
         """Codes in the order of arms are found, and those of an honest build are in none. [BLD-04, rule B4; failures 1, 2]"""
         assert codes_tell(plays("sqlite", BASE, all_of_them)) > 6
-        for twin in (BASE, OTHER_CHANCE):
+        for twin in (BASE, ALL_BUT_LABELS):
             assert codes_tell(plays("sqlite", twin)) < 3.5
 
     def test_short_script_without_a_fault(self, plays: Plays) -> None:

@@ -76,6 +76,12 @@ OTHER_CHANCE: Final = Twin(
     "(b) another list, another kit map", "second list", "second kits", "second numbers", fourth_is_like_third=True
 )
 OTHER_BLOCKS: Final = Twin("(c) other block sizes", "third list", block_sizes=(2, 8))
+ALL_BUT_LABELS: Final = replace(
+    OTHER_CHANCE,
+    name="(b) and (c) another list of other block sizes, another kit map",
+    block_sizes=OTHER_BLOCKS.block_sizes,
+)
+"""What tells (b) or (c) from the first tells this one too, and it is one play instead of two."""
 
 
 class TwinEntropy(SeededEntropy):
