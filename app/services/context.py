@@ -70,6 +70,8 @@ class Deployment:
     """Stratification factors by study, as they were read; they never change."""
     samples: dict[UUID, int] = field(default_factory=dict)
     """How many kits of a consignment are looked at, where the usual sample was once too small or nearly so."""
+    stock_shares: dict[UUID, float] = field(default_factory=dict)
+    """Which share of a consignment's kits was in stock when last looked at."""
     witness: WitnessKeeper | None = None
     """Who keeps the logs before a witness, where the settings name one."""
     desk: EmergencyDesk | None = None

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from math import ceil
 from typing import Final
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -23,8 +24,8 @@ from app.storage.kits import Assignable, SealedKit
 
 _SAMPLE_PER_ARM: Final = 4
 """How many times the floor of each arm the first sample holds, so that it nearly always suffices."""
-_DRAWS_PER_KIT: Final = 4
-"""How many places of a large kit map are drawn for each kit of the sample, because some of its kits are used."""
+_DRAWS_PER_KIT: Final = 2
+"""How many places of a kit map are drawn for each kit of the sample, where all its kits are in stock; more where some are used."""
 _NEARLY_ALL: Final = 2
 """A sample of which more than one in so many kits had to be opened was nearly too small."""
 _GROWTH: Final = 4
@@ -113,16 +114,20 @@ def _in_random_order(act: Act, consignment: Assignable, sample: int) -> Iterator
 
     The order is made here and never in a statement: whoever reads the server's log would see it, and with it which kits were
     passed over, which are of other arms (rule B5). What is read does not depend on what is found in it. Of a large consignment
-    that is what is still in stock at random places of its kit map: the database then looks at those places only. (2,000 kits
-    in stock cost a quarter of the rate without it.)
+    that is what is still in stock at random places of its kit map: the database then looks at those places only. How many of them
+    suffices follows from the share that was in stock at the last look, which every site may know. (2,000 kits in stock cost a
+    quarter of the rate without it.)
     """
-    study_id, consignment_id = act.study.study_id, consignment.consignment_id
+    study_id, consignment_id, shares = act.study.study_id, consignment.consignment_id, act.deployment.stock_shares
     found: list[SealedKit] = []
-    if consignment.kit_count > sample * _DRAWS_PER_KIT:
-        places = _random_places(act, consignment.kit_count, sample * _DRAWS_PER_KIT)
+    draws = ceil(sample * _DRAWS_PER_KIT / shares.get(consignment_id, 1))
+    if draws < consignment.kit_count:
+        places = _random_places(act, consignment.kit_count, draws)
         found = kits.list_at_places(act.tx, study_id, consignment_id, places)
+        shares[consignment_id] = max(1, len(found)) / len(places)
     if len(found) < sample:
         found = kits.list_in_stock(act.tx, study_id, consignment_id)
+        shares[consignment_id] = max(1, len(found)) / consignment.kit_count
     keys = act.deployment.entropy.draw("kit order", _KEY_LENGTH * len(found))
     order = sorted(range(len(found)), key=lambda at: keys[_KEY_LENGTH * at : _KEY_LENGTH * (at + 1)])
     return (found[at] for at in order)
