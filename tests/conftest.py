@@ -19,6 +19,7 @@ from tests.databases import Postgres, memory, postgres_server
 from tests.harness import House
 from tests.memory import knows_a_new
 
+pytest_plugins = ["tests.reliability.tally"]
 EXIT_STACK = pytest.StashKey[ExitStack]()
 SERVER_DIRECTORY = pytest.StashKey[Path]()
 WORKER_INPUT = "snose_postgres"

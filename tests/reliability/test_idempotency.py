@@ -8,13 +8,14 @@ import pytest
 from tests.reliability import load
 from tests.reliability.conftest import Ground
 from tests.reliability.records import check_records
+from tests.reliability.tally import Tally
 
 LONG = (pytest.mark.long, pytest.mark.timeout(0))
 
 
 @pytest.mark.parametrize("database_kind", ["postgresql", "sqlite"])
 @pytest.mark.parametrize(("keys", "times"), [(12, 20), pytest.param(100, 20, marks=LONG)])
-def test_one_key_many_times_at_once_is_one_act(ground: Ground, keys: int, times: int) -> None:
+def test_one_key_many_times_at_once_is_one_act(ground: Ground, keys: int, times: int, tally: Tally) -> None:
     """One effect for each key, one answer to all; the key with other content is refused, also after a restart [C4; T16]"""
     study = ground.open_study(keys)
     requests = load.requests_for(study, [f"S-{number:05}" for number in range(keys)], keyed=True)
@@ -43,3 +44,4 @@ def test_one_key_many_times_at_once_is_one_act(ground: Ground, keys: int, times:
         assert (changed.status, json.loads(changed.body)["code"]) == (422, "idempotency_key_reused")
     connection.close()
     assert len(check_records(ground.service, study, ground.folder)) == keys
+    tally(keys=keys, duplicates=keys * times)

@@ -12,6 +12,7 @@ from tests.reliability import load
 from tests.reliability.conftest import Ground
 from tests.reliability.load import Journal, Request
 from tests.reliability.records import check_records
+from tests.reliability.tally import Tally
 
 LONG = (pytest.mark.long, pytest.mark.timeout(0))
 CLIENTS = 8
@@ -19,7 +20,7 @@ CLIENTS = 8
 
 @pytest.mark.parametrize("database_kind", ["postgresql", "sqlite"])
 @pytest.mark.parametrize(("kills", "subjects"), [(2, 120), pytest.param(20, 1600, marks=LONG)])
-def test_kill_in_mid_traffic_loses_and_doubles_nothing(ground: Ground, kills: int, subjects: int) -> None:
+def test_kill_in_mid_traffic_loses_and_doubles_nothing(ground: Ground, kills: int, subjects: int, tally: Tally) -> None:
     """Killing the whole process group; every acknowledged allocation stands, trail and lists whole [C6, INT-01; T1]"""
     study = ground.open_study(subjects)
     pending = load.requests_for(study, [f"S-{number:05}" for number in range(subjects)], keyed=True)
@@ -34,6 +35,7 @@ def test_kill_in_mid_traffic_loses_and_doubles_nothing(ground: Ground, kills: in
     journal.close()
     records = check_records(ground.service, study, ground.folder)
     assert len(records) == len(check_journal(records, journal)) == subjects
+    tally(kills=kills, acknowledged=subjects)
 
 
 def kill_in_traffic(ground: Ground, requests: Sequence[Request], journal: Journal, after: int) -> None:

@@ -1,0 +1,34 @@
+"""The parts of the long form: which tests, and what their rounds are to reach together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+ROUNDS: Final = "rounds"
+"""The count that the runner keeps itself: rounds that ended well."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tests of which one round is run after the other until each goal is reached."""
+
+    name: str
+    paths: tuple[str, ...]
+    """What pytest is given: files, or single tests."""
+    goals: Mapping[str, int] = field(default_factory=lambda: {ROUNDS: 1})
+    """By the name under which the tests tally, ``postgresql.kills``; one round where nothing is said."""
+    minutes: float = 60
+    """After which a round counts as hung."""
+
+    @property
+    def file_name(self) -> str:
+        """The name of the result, without its folder."""
+        return self.name.replace(" ", "-") + ".json"
+
+
+PARTS: Final = (
+    Part("kills", ("tests/reliability/test_kill.py",), {"postgresql.kills": 200, "sqlite.kills": 200}),
+    Part("idempotency", ("tests/reliability/test_idempotency.py",), {"postgresql.keys": 1000, "sqlite.keys": 1000}),
+    Part("load", ("tests/reliability/test_load.py",)),
+    Part("rotation", ("tests/reliability/test_rotation.py",), minutes=180),
+)
