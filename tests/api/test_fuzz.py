@@ -41,6 +41,14 @@ CHECKS: Final = [
 ]
 WRITTEN_BY_REFUSALS: Final = frozenset({"log", "trail_entry", "trail_node", "trail_restricted", "sign_in_tries"})
 """A refusal writes its entry, and nothing else."""
+COUNTS: Final = select(
+    *(
+        select(func.count()).select_from(table).scalar_subquery().label(table.name)
+        for table in metadata.sorted_tables
+        if table.name not in WRITTEN_BY_REFUSALS
+    )
+)
+"""Made once: it is asked for before and after each case."""
 ARM_WORDS: Final = ("HUCMSC", "HUC-MSC", "CONTROL", "placebo")
 UNREACHABLE: Final = frozenset({500, 502, 504})
 Made = schemathesis.Case[Any]
@@ -112,10 +120,8 @@ class Fuzzer:
 
     def counts(self) -> dict[str, int]:
         """Return how many rows each table has."""
-        tables = [table for table in metadata.sorted_tables if table.name not in WRITTEN_BY_REFUSALS]
-        columns = [select(func.count()).select_from(table).scalar_subquery().label(table.name) for table in tables]
         with self.house.deployment.database.transaction() as tx:
-            return dict(tx.execute(select(*columns)).one()._mapping)
+            return dict(tx.execute(COUNTS).one()._mapping)
 
     def operations(self) -> Iterator[Operation]:
         """Give every operation, without the token, which each asker brings."""
