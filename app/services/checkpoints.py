@@ -3,7 +3,7 @@
 import base64
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from threading import Event, Lock
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from app.domain.encoding import encode
 from app.domain.merkle import Frontier, check_inclusion, inclusion_nodes, inclusion_proof, leaf_hash
-from app.domain.notes import Checkpoint
+from app.domain.notes import Checkpoint, NoteMalformed, parse_checkpoint, parse_verification_key, split_note
 from app.errors import AuditUnavailable, IntegrityBroken, RollbackSuspected, TrailForked
 from app.sealing.notes import verify_note
 from app.sealing.ring import KeyRing
@@ -118,6 +118,34 @@ def is_found(ring: KeyRing, origin: str, entry: Entry) -> bool:
     return True
 
 
+def is_signed_by(held: SunkCheckpoint, vkeys: Iterable[str]) -> bool:
+    """Return whether a line of a sink says what one of the keys signed."""
+    try:
+        text = verify_note(held.note, vkeys)
+    except IntegrityBroken:
+        return False
+    return text == f"{held.origin}\n{held.size}\n{held.root}\n"
+
+
+def is_signed_later(held: SunkCheckpoint, name: str, vkeys: Iterable[str]) -> bool:
+    """Return whether a line of a sink bears the deployment's name beside the id of a key that is not on record here.
+
+    As far as anybody can tell without that key, it was made later and this database is older than its handover.
+    """
+    known = {parse_verification_key(vkey).key_id for vkey in vkeys}
+    try:
+        text, signatures = split_note(held.note)
+        said = parse_checkpoint(text)
+    except NoteMalformed:
+        return False
+    signed_later = any(one.name == name and one.key_id not in known for one in signatures)
+    return signed_later and (said.origin, said.size, base64.b64encode(said.root).decode()) == (
+        held.origin,
+        held.size,
+        held.root,
+    )
+
+
 def _sealed_lookup(origin: str, index: int, leaf: bytes, lookup: Lookup) -> bytes:
     # What is absent is another thing than what is empty.
     optional = ("-" if word is None else f"={word}" for word in (lookup.subject_key, lookup.site_code))
@@ -166,19 +194,28 @@ class CheckpointKeeper:
 
         What somebody else wrote there proves nothing, and hides nothing either.
         """
+        held, _ = self._held_and_later()
+        return held
+
+    def _held_and_later(self) -> tuple[dict[str, SunkCheckpoint], dict[str, SunkCheckpoint]]:
+        """Return what the sink holds that a known key signed, and what stands above it under a key that was made later."""
         highest = self._sink.highest()
         held = {origin: one for origin, one in highest.items() if self._is_ours(one)}
+        later: dict[str, SunkCheckpoint] = {}
         foreign = highest.keys() - held.keys()
         if foreign:
             for one in self._sink.checkpoints():
-                known = held.get(one.origin)
-                if one.origin in foreign and (known is None or known.size < one.size) and self._is_ours(one):
-                    held[one.origin] = one
-        return held
+                if one.origin in foreign:
+                    of_its_kind = held if self._is_ours(one) else later if self._is_later(one) else {}
+                    known = of_its_kind.get(one.origin)
+                    if known is None or known.size < one.size:
+                        of_its_kind[one.origin] = one
+        return held, later
 
     def highest_segment(self, name: str) -> int:
         """Return the number of the last segment of a log that the sink or the witness knows; 0 when they know none."""
-        known = {*self.held(), *self.witnessed}
+        held, later = self._held_and_later()
+        known = {*held, *later, *self.witnessed}
         return max((segment_number(origin) for origin in known if log_name(origin) == name), default=0)
 
     def publish(self, state: LogState, at: datetime) -> None:
@@ -335,7 +372,12 @@ class CheckpointKeeper:
 
     def _known(self) -> dict[str, list[tuple[int, bytes]]]:
         """Return, by origin, the sizes and roots that a log must have: of the sinks, and of this process' own memory."""
-        known = {origin: [(held.size, base64.b64decode(held.root))] for origin, held in self.held().items()}
+        known: dict[str, list[tuple[int, bytes]]] = {}
+        # A database that was put back to before a rotation of the signing key does not know the key of the newest checkpoints.
+        # One that has the entries below such a checkpoint goes on: another worker may have rotated just now.
+        for checkpoints in self._held_and_later():
+            for held in checkpoints.values():
+                known.setdefault(held.origin, []).append((held.size, base64.b64decode(held.root)))
         with self._lock:
             seen = list(self._seen.values())
             cosigned = list(self.witnessed.values())
@@ -380,8 +422,7 @@ class CheckpointKeeper:
 
     def _is_ours(self, held: SunkCheckpoint) -> bool:
         """Whether a line of the sink is what this deployment signed: another's proves nothing about this one."""
-        try:
-            text = verify_note(held.note, self._signing.vkeys())
-        except IntegrityBroken:
-            return False
-        return text == f"{held.origin}\n{held.size}\n{held.root}\n"
+        return is_signed_by(held, self._signing.vkeys())
+
+    def _is_later(self, held: SunkCheckpoint) -> bool:
+        return is_signed_later(held, self._signing.name, self._signing.vkeys())

@@ -22,6 +22,7 @@ from app.domain.merkle import leaf_hash
 from app.domain.words import Action
 from app.services.checkpoints import INTERVAL
 from app.services.keeper import Keeper
+from app.services.keys import rotate_signing_key
 from app.storage import tables
 from tests import harness, supply
 from tests.databases import Postgres
@@ -214,6 +215,22 @@ class TestSuspicion:
         house.open()
         assert "forked" in kinds(house)
         assert house.study_admins[STUDY].get(f"{S}/trail/checkpoint").status_code == 503
+
+    def test_to_before_a_rotation_of_the_signing_key(self, house: House, snapshot: Snapshot) -> None:
+        """Checkpoints that only a lost key has signed count too: else a rotation would hide a rollback to before it. [INT-07]"""
+        keep_round(house)
+        snapshot.take()
+        rotate_signing_key(house.deployment)
+        assert add_site(house, "02") == 201
+        keep_round(house)
+        assert is_ready(house)
+        house.close()
+        snapshot.put_back()
+        house.open()
+        assert kinds(house) == {"smaller"}
+        assert add_site(house, "03") == 503
+        expect(house.admin.post("/v1/recovery-statements", json=STATEMENT, step_up=True), 201)
+        assert is_ready(house)
 
     def test_of_nothing_but_a_torn_line(self, house: House) -> None:
         """A crash that tore off the last line of the sink, and lines of other deployments, raise none. [AUD-02]"""
