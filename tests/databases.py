@@ -270,12 +270,21 @@ def postgres_server(directory: Path | None = None) -> Iterator[PostgresServer]:
         shutil.rmtree(own)
 
 
-def postgres_binaries(directory: Path) -> Path:
-    """Return the folder of PostgreSQL's programs: where pip put them, or a copy below ``directory``."""
+def postgres_programs() -> Path:
+    """Return the folder of PostgreSQL's programs where pip put them: for what the tests run under their own account."""
+    return _package() / INSTALLATION / "bin"
+
+
+def _package() -> Path:
     spec = find_spec(PACKAGE)
     assert spec is not None, f"{PACKAGE} is not installed"
     assert spec.submodule_search_locations is not None, f"{PACKAGE} is not a package"
-    package = Path(next(iter(spec.submodule_search_locations)))
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def postgres_binaries(directory: Path) -> Path:
+    """Return the folder of PostgreSQL's programs: where pip put them, or a copy below ``directory``."""
+    package = _package()
     if _runs(package / INSTALLATION / "bin" / "postgres"):
         return package / INSTALLATION / "bin"
     # As root, with a virtual environment in a folder that only root may enter. The libraries that the wheel

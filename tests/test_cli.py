@@ -110,8 +110,14 @@ class TestOperator:
         assert (tmp_path / "snose.key").stat().st_mode & 0o777 == 0o600
         examined = snose(tmp_path, "doctor", "--json", **environment)
         findings = [one["what"] for one in json.loads(examined.stdout)["findings"]]
-        expected = [] if database_url.startswith("sqlite") else ["The service's database role may change the trail."]
-        assert findings[:-1] == expected
+        expected = (
+            ["on the same disk as the database", "The key file lies beside the database"]
+            if database_url.startswith("sqlite")
+            else ["The service's database role is a superuser"]
+        )
+        named = [next((words for words in expected if words in what), what) for what in findings[:-1]]
+        # How much room the machine has left is its own affair.
+        assert [what for what in named if "little room" not in what] == expected
         assert "No code-break envelopes" in findings[-1]
         assert examined.returncode == 1
 

@@ -11,6 +11,7 @@ from typing import Annotated, Final
 import typer
 from pydantic import ValidationError
 
+from app.cli import backup as backup_command
 from app.cli import demo as demo_command
 from app.cli import envelope as envelope_command
 from app.cli import keys as keys_command
@@ -39,6 +40,8 @@ command = typer.Typer(
 command.add_typer(witness_command.command, name="witness")
 
 command.add_typer(keys_command.command)
+
+command.add_typer(backup_command.command)
 
 command.add_typer(envelope_command.command, name="envelope")
 
@@ -145,7 +148,11 @@ def doctor(*, as_json: AsJson = False) -> None:
     """Name each unsafe setting, and what is wrong with the back-up, and how to mend it."""
     settings = Settings()
     around = surroundings(settings)
-    found = [*safety.findings(around, settings.plain_host()), *safety.concerns(around, settings.mode)]
+    found = [
+        *safety.findings(around, settings.plain_host()),
+        *safety.weaknesses(around, settings.database_url_file),
+        *safety.concerns(around, settings.mode),
+    ]
     around.database.close()
     if as_json:
         typer.echo(json.dumps({"findings": [{"what": one.what, "mend": one.mend} for one in found]}))

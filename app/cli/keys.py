@@ -5,16 +5,14 @@ On PostgreSQL it runs beside the service, in a process of its own. SQLite has on
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from app.cli.progress import progress
 from app.domain.words import StudyCode
 from app.errors import KeyUnavailable, UnsafeSetting
 from app.sealing.escrow import EscrowProvider
@@ -32,8 +30,6 @@ command.add_typer(rotate)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout.")]
 _LONGEST_KEY: Final = 1024
-_LINE_EVERY: Final = 10
-"""Percent between two lines where there is no terminal."""
 
 
 @rotate.command()
@@ -44,7 +40,7 @@ def study(
     as_json: AsJson = False,
 ) -> None:
     """Seal everything of a study under a new key and retire the old one; goes on where an earlier run was cut off."""
-    with _deployment(Settings()) as deployment, _progress(study_code) as tell:
+    with _deployment(Settings()) as deployment, progress(study_code, "rows") as tell:
         rotated = keys.rotate_study_key(deployment, StudyCode(study_code), tell, batch)
     _say(
         as_json,
@@ -114,12 +110,7 @@ def restore(
 ) -> None:
     """Have the configured provider wrap the secret of an escrow; makes the key file when it is not there."""
     settings = Settings()
-    private_key = read_private_file(recipient_key, "recipient key", _LONGEST_KEY).decode("ascii", "replace").strip()
-    try:
-        content = escrow_file.read_bytes()
-    except OSError as error:
-        message = f"The escrow {escrow_file} cannot be read: {error.strerror}."
-        raise KeyUnavailable(message) from None
+    provider = read_escrow(escrow_file, recipient_key)
 
     def make() -> KeyProvider:
         if settings.key_provider is KeyProviderKind.FILE and not settings.key_file.exists():
@@ -127,7 +118,7 @@ def restore(
         return key_provider(settings, SystemEntropy())
 
     with _surroundings(settings) as around:
-        keys.restore_secret(around, settings.mode, EscrowProvider.of(content, private_key), make)
+        keys.restore_secret(around, settings.mode, provider, make)
     kind = settings.key_provider
     _say(
         as_json,
@@ -135,6 +126,16 @@ def restore(
         f"The deployment secret is wrapped by {kind.value} again. Take the recipient's key off this machine, run snose doctor, and "
         "start the service.",
     )
+
+
+def read_escrow(escrow: Path, recipient_key: Path) -> EscrowProvider:
+    """Return what an escrow and the key of its recipient open; raises ``KeyUnavailable``, ``UnsafeSetting``."""
+    private_key = read_private_file(recipient_key, "recipient key", _LONGEST_KEY).decode("ascii", "replace").strip()
+    try:
+        content = escrow.read_bytes()
+    except OSError as error:
+        raise KeyUnavailable(f"The escrow {escrow} cannot be read: {error.strerror}.") from None
+    return EscrowProvider.of(content, private_key)
 
 
 def _target(settings: Settings, kind: KeyProviderKind, new_key_file: Path | None) -> tuple[KeyProvider, str]:
@@ -172,29 +173,6 @@ def _surroundings(settings: Settings) -> Iterator[Surroundings]:
 def _deployment(settings: Settings) -> Iterator[Deployment]:
     with _surroundings(settings) as around:
         yield unseal(around, settings.mode)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[keys.Tell]:
-    """Give a function that hears how many of how many are done: a bar on a terminal, a line for every tenth elsewhere."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        return
-    told = -1
-
-    def tell(done: int, total: int) -> None:
-        nonlocal told
-        percent = done * 100 // total if total else 100
-        if percent >= told + _LINE_EVERY or (percent == 100 and told != 100):  # noqa: PLR2004  # a hundred per cent is all
-            told = percent
-            sys.stderr.write(f"{what}: {done} of {total} rows\n")
-            sys.stderr.flush()
-
-    yield tell
 
 
 def _say(as_json: bool, values: dict[str, object], text: str) -> None:  # the option of every command

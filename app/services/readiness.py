@@ -14,6 +14,6 @@ def is_ready(deployment: Deployment | None) -> bool:
         return False
     try:
         with deployment.database.transaction() as tx:
-            return migrate.current(tx) == migrate.head()
+            return migrate.is_served(tx)
     except (SnoseError, TryAgain):
         return False

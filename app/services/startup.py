@@ -90,7 +90,7 @@ def unseal(around: Surroundings, mode: Mode) -> Deployment:
     deployment, of another mode, or with a schema that is not of this release.
     """
     with around.database.transaction() as tx:
-        if migrate.current(tx) != migrate.head():
+        if not migrate.is_served(tx):
             message = "The schema of the database is not of this release. Run: snose migrate"
             raise UnsafeSetting(message)
         record = keys.find_deployment(tx)

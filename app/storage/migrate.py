@@ -1,8 +1,14 @@
-"""Bring a database to the schema of this release, or tell how far it is."""
+"""Bring a database to the schema of this release, or tell how far it is.
+
+The name of a revision says which releases can serve it: ``0007_from_0004`` is the seventh, and every release that knows the fourth
+can go on. A step that only adds (expand) keeps the floor of the one before; one that takes away (contract) raises it. So the
+database is migrated while the previous release still serves, and tests/migrations holds every revision to its name.
+"""
 
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 from alembic import command
 from alembic.config import Config
@@ -15,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from app.errors import DatabaseUnavailable
 from app.storage.database import Database, Transaction
 
+_SERVED: Final = "_from_"
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -33,9 +40,30 @@ def head() -> str:
     return str(ScriptDirectory.from_config(_configuration()).get_current_head())
 
 
+@cache
+def known() -> tuple[str, ...]:
+    """Return the revisions that this release knows, the oldest first."""
+    scripts = ScriptDirectory.from_config(_configuration())
+    return tuple(script.revision for script in reversed(list(scripts.walk_revisions())))
+
+
 def current(tx: Transaction) -> str | None:
     """Return the revision of the database; None for an empty one."""
     return MigrationContext.configure(tx.connection).get_current_revision()
+
+
+def is_served(tx: Transaction) -> bool:
+    """Return whether this release can serve the database: its schema is the newest known here, or a later one that only adds."""
+    found = current(tx)
+    return found is not None and serves(head(), found)
+
+
+def serves(newest: str, found: str) -> bool:
+    """Return whether a release whose newest revision is ``newest`` can serve a database of the revision ``found``."""
+    if found == newest:
+        return True
+    number, _, least = found.partition(_SERVED)
+    return bool(least) and least <= newest.partition(_SERVED)[0] < number
 
 
 def table_names(tx: Transaction) -> list[str]:

@@ -1,34 +1,58 @@
 """What the database server itself is set to, where that decides whether a COMMIT is one (custody.md, "PostgreSQL")."""
 
 import sqlite3
+from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import text
 
 from app.storage.database import Transaction
 
-_MUST_BE_ON: Final = ("fsync", "full_page_writes", "synchronous_commit")
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a PostgreSQL server and this connection to it are, as far as an operator can mend it."""
+
+    settings: dict[str, str]
+    """By name, as ``pg_settings`` has them."""
+    address: str | None
+    """Where the server listens, when that is another machine; None for a socket or loopback."""
+    is_encrypted: bool
+    is_superuser: bool
+    may_bypass: bool
+    """Whether the role in use owns a table, or may delete or truncate the trail, replicate, or pass by row rules."""
 
 
-def list_unsafe_settings(tx: Transaction) -> list[str]:
-    """Return the names of PostgreSQL settings under which an acknowledged allocation could be lost."""
+_SETTINGS: Final = (
+    *("fsync", "full_page_writes", "synchronous_commit", "synchronous_standby_names", "wal_level"),
+    *("log_statement", "log_min_duration_statement", "log_min_duration_sample", "log_transaction_sample_rate"),
+    *("log_parameter_max_length", "log_parameter_max_length_on_error"),
+)
+
+_CONNECTION: Final = text("""
+    SELECT CASE WHEN inet_server_addr() IS NULL OR inet_server_addr() <<= '127.0.0.0/8' OR inet_server_addr() = '::1'
+        THEN NULL ELSE host(inet_server_addr()) END AS address,
+        COALESCE((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false) AS is_encrypted,
+        r.rolsuper AS is_superuser,
+        r.rolreplication OR r.rolbypassrls
+        OR has_table_privilege('trail_entry', 'UPDATE') OR has_table_privilege('trail_entry', 'DELETE')
+        OR has_table_privilege('trail_entry', 'TRUNCATE')
+        OR EXISTS (
+            SELECT FROM pg_class AS c JOIN pg_class AS trail ON trail.relnamespace = c.relnamespace
+            WHERE trail.oid = CAST('trail_entry' AS regclass) AND c.relkind = 'r' AND pg_has_role(c.relowner, 'MEMBER')
+        ) AS may_bypass
+    FROM pg_roles AS r WHERE r.rolname = current_user
+""")
+
+
+def look_at_server(tx: Transaction) -> Server | None:
+    """Return what the server is set to and who is asking; None on SQLite, which has neither."""
     if not tx.is_postgresql:
-        return []
-    return [name for name in _MUST_BE_ON if tx.execute(text(f"SHOW {name}")).scalar_one() == "off"]
-
-
-def can_change_the_trail(tx: Transaction) -> bool:
-    """Return whether the role in use owns the trail, or may change or delete its entries (PostgreSQL)."""
-    if not tx.is_postgresql:
-        return False
-    return bool(
-        tx.execute(
-            text(
-                "SELECT has_table_privilege('trail_entry', 'UPDATE') OR has_table_privilege('trail_entry', 'DELETE')"
-                " OR has_table_privilege('trail_entry', 'TRUNCATE')"
-            )
-        ).scalar_one()
-    )
+        return None
+    of_settings = text("SELECT name, setting FROM pg_settings WHERE name = ANY(:names)")
+    settings = {row.name: row.setting for row in tx.execute(of_settings, {"names": list(_SETTINGS)})}
+    row = tx.execute(_CONNECTION).one()
+    return Server(settings, row.address, row.is_encrypted, row.is_superuser, row.may_bypass)
 
 
 def sqlite_version() -> str:

@@ -1,7 +1,9 @@
 """Up from nothing, down to nothing, equal to the model, and with every trigger at every step."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+from uuid import UUID
 
 import pytest
 from alembic import command
@@ -9,48 +11,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy import Connection, create_engine, insert, inspect, text, update
 from sqlalchemy.exc import DBAPIError
 
-from app.storage import migrate
+from app.storage import migrate, triggers
 from app.storage.database import Database
 from app.storage.tables import metadata
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-UPDATES: Final = {
-    "allocation": "fixed rotation",
-    "arm": "no_update",
-    "code_break": "fixed once status",
-    "commitment_tile": "no_update",
-    "consignment": "fixed",
-    "deployment": "fixed",
-    "dual_control_request": "fixed once rotation",
-    "envelope": "fixed once",
-    "factor": "no_update",
-    "kit": "fixed rotation",
-    "kit_assignment": "fixed once rotation",
-    "log": "fixed growth",
-    "principal": "fixed",
-    "replacement_release": "no_update",
-    "role_grant": "fixed once",
-    "safety_unblinding": "fixed rotation status",
-    "schedule": "fixed once rotation status",
-    "schedule_stratum": "fixed once",
-    "signing_key": "fixed",
-    "site": "fixed",
-    "site_stock": "no_update",
-    "slot": "fixed rotation",
-    "stored_answer": "fixed once",
-    "stratum": "fixed growth",
-    "study": "fixed rotation status thaw",
-    "study_key": "fixed rotation",
-    "subject_flag": "no_update",
-    "trail_entry": "no_update",
-    "trail_node": "no_update",
-    "trail_restricted": "fixed rotation",
-}
-"""Every guarded table with its triggers on UPDATE; each has two more, on what deletes and what replaces."""
-
 WITHOUT_TRIGGERS: Final = {"credential", "session", "sign_in_tries"}
 
 
@@ -60,10 +28,9 @@ def revisions() -> list[str]:
     return [script.revision for script in reversed(list(scripts.walk_revisions()))]
 
 
-def triggers_expected(kind: str) -> set[str]:
+def triggers_expected(kind: str) -> frozenset[str]:
     """Return the names of the triggers that stand from revision 0002 on."""
-    others = ("no_delete", "no_truncate" if kind == "postgresql" else "no_replace")
-    return {f"{table}_{name}" for table, names in UPDATES.items() for name in (*names.split(), *others)}
+    return triggers.expected(is_postgresql=kind == "postgresql")
 
 
 def triggers_of(connection: Connection) -> set[str]:
@@ -103,7 +70,7 @@ class TestUpgrade:
 
     def test_every_table_has_its_rules(self) -> None:
         """A new table is guarded, or it is said here that it is not. [AUD-02]"""
-        assert set(metadata.tables) == {*UPDATES, *WITHOUT_TRIGGERS}
+        assert set(metadata.tables) == {*triggers.UPDATES, *WITHOUT_TRIGGERS}
 
     def test_from_another_folder(self, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """`snose migrate` needs no checkout to stand in. [INT-03]"""
@@ -174,3 +141,17 @@ class TestDowngrade:
         with engine.connect() as connection:
             assert triggers_of(connection) == triggers_expected(database_kind)
         engine.dispose()
+
+    def test_of_a_database_in_use(self, migrated_database_url: str) -> None:
+        """A way back that would lose what is on record is refused; a demo's may be emptied. [INT-11, T24]"""
+        database = Database(migrated_database_url)
+        with database.transaction() as tx:
+            made = {"deployment_id": UUID(int=1), "mode": "live", "wrapped_secret": "", "created_at": datetime.now(UTC)}
+            tx.execute(insert(metadata.tables["deployment"]), {**made, "is_demo": False})
+        with pytest.raises(RuntimeError, match="Restore a backup instead"):
+            migrate.downgrade(migrated_database_url, "base")
+        with database.transaction() as tx:
+            assert migrate.current(tx) == "0001"
+            tx.execute(update(metadata.tables["deployment"]).values(is_demo=True))
+        database.close()
+        migrate.downgrade(migrated_database_url, "base")
