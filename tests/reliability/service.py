@@ -108,8 +108,8 @@ class Service:
         assert self._process is not None, "the service is not running"
         return self._process.pid
 
-    def start(self) -> float:
-        """Start it, and return after how many seconds it was ready."""
+    def start(self, until: str = "/readyz") -> float:
+        """Start it, and return after how many seconds it was ready, or answered at another path."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SNOSE_")}
         begun = time.monotonic()
         with self.log.open("ab") as log:
@@ -124,7 +124,7 @@ class Service:
             while time.monotonic() - begun < READY_WITHIN_SECONDS:
                 assert self._process.poll() is None, self._end_of_log()
                 try:
-                    if client.get("/readyz").status_code == httpx.codes.OK:
+                    if client.get(until).status_code == httpx.codes.OK:
                         return time.monotonic() - begun
                 except httpx.TransportError:
                     time.sleep(0.02)
