@@ -9,8 +9,9 @@ import fcntl
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -23,8 +24,21 @@ from app.errors import DatabaseUnavailable, IntegrityBroken, UnsafeSetting
 
 LOCK_TIMEOUT_MS: Final = 5_000
 """How long a transaction waits for each lock, unless it says otherwise; on SQLite, for the one lock."""
+COMMIT_LIMIT_SECONDS: Final = 10.0
+"""How long a COMMIT may wait for a synchronous standby; then nobody can tell whether it will hold (rule C6)."""
 _TRY_AGAIN_STATES: Final = frozenset({"40001", "40P01", "55P03"})
 _NOT_REPLICATED: Final = "01000"
+_CONNECTING: Final = {
+    "connect_timeout": "5",
+    # Of several hosts in the URL the primary, whichever it is now.
+    "target_session_attrs": "read-write",
+    # A server that vanished without a word, as machines do, is given up after half a minute; by default it takes two hours.
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "25000",
+}
+"""What libpq is told on PostgreSQL unless the URL says otherwise."""
 # Else psycopg's cursor is closed before anybody can ask how many rows an INSERT ... ON CONFLICT DO NOTHING has put in.
 _ROWCOUNT: Final = {"preserve_rowcount": True}
 _UNIQUE_STATE: Final = "23505"
@@ -115,6 +129,64 @@ def _of_sqlite(original: sqlite3.Error) -> Exception:
     return DatabaseUnavailable()
 
 
+class _Waiting:
+    """A COMMIT that has been sent and not been answered."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        self.connection: Final = connection
+        self.since: Final = time.monotonic()
+        self.turn: Final = threading.Lock()
+        self.is_over = False
+
+
+class _CommitWatch:
+    """Cancels what waits for a standby longer than the limit: PostgreSQL itself would let it wait for ever.
+
+    No timeout of the server's interrupts that wait (finding 3), and with every thread in it nobody would be answered any more,
+    nor, for a code break, told whom to call (rule D4). What is cancelled is answered with a warning: ``CommitUncertain``.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self._limit: Final = limit
+        self._waiting: set[_Waiting] = set()
+        self._closed = threading.Event()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def over(self, connection: psycopg.Connection) -> Iterator[None]:
+        """Watch over the COMMIT that is sent inside the block."""
+        if self._thread is None:
+            self._start()
+        one = _Waiting(connection)
+        self._waiting.add(one)
+        try:
+            yield
+        finally:
+            self._waiting.discard(one)
+            # Whoever has the connection next is not to be hit by a cancel that is under way.
+            with one.turn:
+                one.is_over = True
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="commits", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._limit / 5):
+            for one in list(self._waiting):
+                if time.monotonic() - one.since > self._limit:
+                    with one.turn, suppress(psycopg.Error):
+                        if not one.is_over:
+                            one.connection.cancel_safe(timeout=self._limit)
+
+    def close(self) -> None:
+        """End the watch."""
+        self._closed.set()
+
+
 class Database:
     """The records of one deployment, by SQLAlchemy URL."""
 
@@ -130,6 +202,7 @@ class Database:
             raise UnsafeSetting(message)
         self.is_postgresql: Final = backend == "postgresql"
         self._one_at_a_time = threading.Lock()
+        self._watch: Final = _CommitWatch(COMMIT_LIMIT_SECONDS) if self.is_postgresql else None
         self._process_lock: IO[str] | None = None
         self.engine: Final = self._postgresql(pool_size) if self.is_postgresql else self._sqlite()
 
@@ -143,7 +216,10 @@ class Database:
             pool_use_lifo=True,
             hide_parameters=True,
             execution_options=_ROWCOUNT,
-            connect_args={"connect_timeout": 5, "options": f"-c lock_timeout={LOCK_TIMEOUT_MS}"},
+            connect_args={
+                **{name: value for name, value in _CONNECTING.items() if name not in self._url.query},
+                "options": f"-c lock_timeout={LOCK_TIMEOUT_MS}",
+            },
         )
 
         @event.listens_for(engine, "connect")
@@ -216,7 +292,8 @@ class Database:
             connection.begin()
             tx = Transaction(connection)
             yield tx
-            _commit(tx)
+            with self._watch_over(tx):
+                _commit(tx)
         except DBAPIError as error:
             _abandon(connection)
             raise _in_our_words(error.orig) from None
@@ -229,6 +306,11 @@ class Database:
             raise
         else:
             connection.close()
+
+    def _watch_over(self, tx: Transaction) -> AbstractContextManager[None]:
+        if self._watch is None or tx.is_broken:
+            return nullcontext()
+        return self._watch.over(tx.driver_connection)
 
     def be_the_only_process(self) -> None:
         """Hold the database file for this process for good; raise ``UnsafeSetting`` when another one has it (SQLite)."""
@@ -248,6 +330,8 @@ class Database:
     def close(self) -> None:
         """Close every connection and let go of the file."""
         self.engine.dispose()
+        if self._watch is not None:
+            self._watch.close()
         if self._process_lock is not None:
             self._process_lock.close()
             self._process_lock = None
