@@ -478,6 +478,8 @@ class _Door:
         """Enter the act and keep its answer; return the answer with its receipt, and how the log stands then."""
         if not act.is_entered or self.action in _NOT_ENTERED:
             answers.store(act.tx, _sealed_answers(act, result))
+            # What leaves was read behind a COMMIT that holds, a signed checkpoint above all (`custody.md`, "The trail").
+            act.tx.settle()
             return result, None
         note = _Note(
             self.action,

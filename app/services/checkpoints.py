@@ -249,7 +249,7 @@ class CheckpointKeeper:
         return since is not None and now - since >= INTERVAL
 
     def grown(self, database: Database) -> list[LogState]:
-        """Return the logs that have grown since their last checkpoint.
+        """Return the logs that have grown since their last checkpoint, as they are on a synchronous standby too (rule C6).
 
         A log under suspicion is not among them: its checkpoint would become the highest one, and hide what the sink holds
         against it.
@@ -257,6 +257,8 @@ class CheckpointKeeper:
         held = self.held()
         with database.transaction() as tx:
             heads = trail.list_heads(tx)
+            # A checkpoint of what a failover undoes would make a rollback out of it.
+            tx.settle()
         return [
             LogState(head.origin, head.frontier)
             for head in heads

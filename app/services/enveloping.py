@@ -103,6 +103,8 @@ def _write_some(deployment: Deployment, desk: EmergencyDesk) -> bool:
     """Return whether there may be more to write."""
     with deployment.database.transaction() as tx:
         found = envelopes.list_waiting(tx, _AT_ONCE)
+        # The file of an allocation that a failover undoes would say of its kit what is not so.
+        tx.settle()
     if not found:
         return False
     for one in found:

@@ -93,6 +93,7 @@ class FinalPackage:
         try:
             with deployment.database.transaction() as tx:
                 self._write_trail(tx)
+                tx.settle()
         except (TryAgain, CommitUncertain):
             raise DatabaseUnavailable(_IN_MOTION) from None
         manifest = _json(

@@ -90,6 +90,15 @@ class Transaction:
         if self.is_postgresql:
             self.execute(text(f"SET LOCAL lock_timeout = {milliseconds:d}"))
 
+    def settle(self) -> None:
+        """Have COMMIT wait for the synchronous standby although nothing is written here (rule C6, PostgreSQL).
+
+        A transaction that only reads waits for nobody, and may have read what a failover undoes: the wait of its COMMIT was
+        cancelled. The order of the log does the rest: when this record is on the standby, so is all that was read before it.
+        """
+        if self.is_postgresql:
+            self.execute(text("SELECT pg_logical_emit_message(true, 'snose', '')"))
+
     @property
     def driver_connection(self) -> Any:  # noqa: ANN401  # psycopg's or sqlite3's own, for COPY and bulk inserts
         """The driver's own connection, inside this transaction."""
