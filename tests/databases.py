@@ -13,8 +13,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -124,9 +124,10 @@ def _new_name() -> str:
 class PostgresServer(Postgres):
     """One server process that can be stopped, killed and started again on the same data."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, settings: Mapping[str, str] = SETTINGS, binaries: Path | None = None) -> None:
         super().__init__(directory)
-        self.binaries = postgres_binaries(directory)
+        self.settings = settings
+        self.binaries = binaries or postgres_binaries(directory)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -147,24 +148,19 @@ class PostgresServer(Postgres):
 
     def initialise(self) -> None:
         """Make an empty cluster."""
+        self.run(
+            "initdb",
+            *("--pgdata", str(self.data), "--username", "postgres", "--auth", "trust", "--encoding", "UTF8"),
+            # The binaries know no ICU, and a fresh machine may have no locale but C.
+            *("--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),
+            # What is made here is worth nothing yet; the server itself runs with fsync.
+            "--no-sync",
+        )
+
+    def run(self, program: str, *arguments: str) -> None:
+        """Run one of PostgreSQL's programs to its end, under the account of the server."""
         done = subprocess.run(
-            [
-                str(self.binaries / "initdb"),
-                *(
-                    "--pgdata",
-                    str(self.data),
-                    "--username",
-                    "postgres",
-                    "--auth",
-                    "trust",
-                    "--encoding",
-                    "UTF8",
-                ),
-                # The binaries know no ICU, and a fresh machine may have no locale but C.
-                *("--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),
-                # What is made here is worth nothing yet; the server itself runs with fsync.
-                "--no-sync",
-            ],
+            [str(self.binaries / program), *arguments],
             cwd=self.directory,
             capture_output=True,
             text=True,
@@ -177,7 +173,7 @@ class PostgresServer(Postgres):
 
     def start(self) -> None:
         """Start the server and wait until it answers, recovery after a kill included."""
-        options = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
+        options = [part for name, value in self.settings.items() for part in ("-c", f"{name}={value}")]
         deadline = time.monotonic() + READY_WITHIN_SECONDS
         while time.monotonic() < deadline:
             with self.log.open("ab") as log:
@@ -206,11 +202,14 @@ class PostgresServer(Postgres):
         self.kill()
         raise PostgresDidNotStartError(self.log.read_text(errors="replace")[-4000:])
 
-    def stop(self) -> None:
-        """Stop the server in order; sessions are ended, nothing committed is lost."""
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Stop the server in order; sessions are ended, nothing committed is lost.
+
+        By SIGQUIT it is stopped at once, as ``pg_ctl stop -m immediate`` does it: the next start recovers.
+        """
         if self._process is None:
             return
-        self._process.send_signal(signal.SIGINT)
+        self._process.send_signal(how)
         try:
             self._process.wait(STOPPED_WITHIN_SECONDS)
         except subprocess.TimeoutExpired:
@@ -225,6 +224,24 @@ class PostgresServer(Postgres):
         self._process.kill()
         self._process.wait()
         self._process = None
+
+    def processes(self) -> dict[int, str]:
+        """Return what runs below the server's first process, by process id: backends, the checkpointer, the rest."""
+        found = {}
+        for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text(encoding="ascii").split():
+            # One that ended in between says nothing.
+            with suppress(OSError):
+                found[int(child)] = Path(f"/proc/{child}/cmdline").read_text(errors="replace").rstrip("\0 ")
+        return found
+
+    def kill_all(self) -> None:
+        """End every process of the server at once: none lives on to finish what it had in hand."""
+        # Stopped first, so that it starts nothing while its children are counted.
+        os.kill(self.pid, signal.SIGSTOP)
+        for child in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        self.kill()
 
     def _wait_until_ready(self, deadline: float) -> bool:
         """Tell whether the process just started answers; False when it ended instead."""
@@ -252,13 +269,9 @@ def memory() -> Path | None:
 def postgres_server(directory: Path | None = None) -> Iterator[PostgresServer]:
     """Give a running server with an empty cluster, stopped and removed afterwards, whatever happens.
 
-    ``directory`` says where its folder is made, by default among the machine's temporary files. It is short
-    (the path of a socket has about 100 characters) and, when root runs the tests, open for every account.
+    ``directory`` says where its folder is made, by default among the machine's temporary files.
     """
-    own = Path(tempfile.mkdtemp(prefix="snose-pg-", dir=directory or memory()))
-    try:
-        if (account := _account()) is not None:
-            shutil.chown(own, account)
+    with server_folder(directory) as own:
         server = PostgresServer(own)
         server.initialise()
         try:
@@ -266,8 +279,26 @@ def postgres_server(directory: Path | None = None) -> Iterator[PostgresServer]:
             yield server
         finally:
             server.stop()
+
+
+@contextmanager
+def server_folder(directory: Path | None = None) -> Iterator[Path]:
+    """Give a folder in which servers can have their data and their sockets, removed afterwards.
+
+    Its path is short (that of a socket has about 100 characters) and, when root runs the tests, open for every account.
+    """
+    own = Path(tempfile.mkdtemp(prefix="snose-pg-", dir=directory or memory()))
+    try:
+        give_to_servers(own)
+        yield own
     finally:
         shutil.rmtree(own)
+
+
+def give_to_servers(folder: Path) -> None:
+    """Let the account that servers run under have a folder."""
+    if (account := _account()) is not None:
+        shutil.chown(folder, account)
 
 
 def postgres_programs() -> Path:

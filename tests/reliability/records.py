@@ -23,26 +23,41 @@ _e = tables.trail_entry.c
 
 
 def check_records(service: Service, study: OpenStudy, folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Return what `check_database` does, once the trail's export is accepted too.
+
+    By the offline verifier, against every checkpoint that ever went out of the database.
+    """
+    records = check_database(service, study)
+    check_export(study.trial.export_trail(), service.sink, folder)
+    return records
+
+
+def check_database(service: Service, study: OpenStudy) -> dict[str, Mapping[str, Any]]:
     """Return each allocated subject's numbers once everything is consistent; fails otherwise.
 
-    Slots in list order without a gap, no kit twice, one entry for each allocation in the order of the list, no claim without
-    its answer, and a trail that the offline verifier accepts against the checkpoints outside the database.
+    Slots in list order without a gap, no kit twice, one entry for each allocation in the order of the list, and no claim without
+    its answer. Nobody may be asking meanwhile.
     """
     database = Database(service.url)
     try:
-        with database.transaction() as tx:
-            allocations = _allocations(tx, study.code)
-            _check_slots(tx, study.code, allocations)
-            _check_kits(tx, study.code, allocations)
-            _check_entries(tx, study.code, allocations)
-            unanswered = select(func.count()).where(
-                tables.stored_answer.c.sealed_small.is_(None), tables.stored_answer.c.sealed_large.is_(None)
-            )
-            assert tx.execute(unanswered).scalar_one() == 0
+        allocations = check_tables(database, study.code)
     finally:
         database.close()
-    _check_export(service, study, folder)
     return {row.subject_id: row._asdict() for row in allocations}
+
+
+def check_tables(database: Database, code: str) -> list[Row[Any]]:
+    """Return the allocations of a study once its tables are consistent; fails otherwise."""
+    with database.transaction() as tx:
+        allocations = _allocations(tx, code)
+        _check_slots(tx, code, allocations)
+        _check_kits(tx, code, allocations)
+        _check_entries(tx, code, allocations)
+        unanswered = select(func.count()).where(
+            tables.stored_answer.c.sealed_small.is_(None), tables.stored_answer.c.sealed_large.is_(None)
+        )
+        assert tx.execute(unanswered).scalar_one() == 0
+    return allocations
 
 
 def _allocations(tx: Transaction, code: str) -> list[Row[Any]]:
@@ -116,12 +131,13 @@ def _check_entries(tx: Transaction, code: str, allocations: list[Row[Any]]) -> N
         assert ordinals == list(range(len(ordinals)))
 
 
-def _check_export(service: Service, study: OpenStudy, folder: Path) -> None:
+def check_export(exported: bytes, sink: Path, folder: Path) -> None:
+    """Return once the offline verifier accepts an exported trail against the checkpoints of a sink; fails otherwise."""
     export = folder / "export.jsonl"
-    export.write_bytes(study.trial.export_trail())
+    export.write_bytes(exported)
     verifier = str(files("app") / "verifier.py")
     finished = subprocess.run(
-        [sys.executable, "-I", verifier, "trail", str(export), "--sink", str(service.sink)],
+        [sys.executable, "-I", verifier, "trail", str(export), "--sink", str(sink)],
         check=False,
         capture_output=True,
         text=True,
