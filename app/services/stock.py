@@ -123,10 +123,10 @@ def _in_random_order(act: Act, consignment: Assignable, sample: int) -> Iterator
     draws = ceil(sample * _DRAWS_PER_KIT / shares.get(consignment_id, 1))
     if draws < consignment.kit_count:
         places = _random_places(act, consignment.kit_count, draws)
-        found = kits.list_at_places(act.tx, study_id, consignment_id, places)
+        found = kits.list_at_places(act.tx, study_id, consignment, places)
         shares[consignment_id] = max(1, len(found)) / len(places)
     if len(found) < sample:
-        found = kits.list_in_stock(act.tx, study_id, consignment_id)
+        found = kits.list_in_stock(act.tx, study_id, consignment)
         shares[consignment_id] = max(1, len(found)) / consignment.kit_count
     keys = act.deployment.entropy.draw("kit order", _KEY_LENGTH * len(found))
     order = sorted(range(len(found)), key=lambda at: keys[_KEY_LENGTH * at : _KEY_LENGTH * (at + 1)])

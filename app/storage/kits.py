@@ -51,6 +51,14 @@ class SealedKit:
     sealed: Sealed
 
 
+class Assignable(NamedTuple):
+    """A consignment that may be drawn from, and how many kits its kit map has, used ones included."""
+
+    consignment_id: UUID
+    consignment_code: ConsignmentCode
+    kit_count: int
+
+
 _LOCK_STOCK: Final = (
     select(_ss.site_code)
     .where(_ss.study_id == bindparam("study_id"), _ss.site_code == bindparam("site_code"))
@@ -66,15 +74,11 @@ _ASSIGNABLE: Final = (
     )
     .order_by(_c.unusable_from, _c.consignment_id)
 )
-_IN_STOCK: Final = (
-    select(_k.kit_id, _k.kit_code, _k.consignment_id, _c.consignment_code, _k.map_index, _k.sealed)
-    .join_from(tables.kit, tables.consignment, (_c.study_id == _k.study_id) & (_c.consignment_id == _k.consignment_id))
-    .where(
-        _k.study_id == bindparam("study_id"),
-        _k.consignment_id == bindparam("consignment_id"),
-        # Written out, so that the partial index of kits in stock serves a prepared statement too.
-        _k.status == literal_column(f"'{KitStatus.IN_STOCK.value}'"),
-    )
+_IN_STOCK: Final = select(_k.kit_id, _k.kit_code, _k.map_index, _k.sealed).where(
+    _k.study_id == bindparam("study_id"),
+    _k.consignment_id == bindparam("consignment_id"),
+    # Written out, so that the partial index of kits in stock serves a prepared statement too.
+    _k.status == literal_column(f"'{KitStatus.IN_STOCK.value}'"),
 )
 _AT_PLACES: Final = {
     True: _IN_STOCK.where(_k.map_index == any_(bindparam("places", type_=ARRAY(Integer())))),
@@ -87,14 +91,6 @@ _AT_PLACES: Final = {
 def lock_stock(tx: Transaction, study_id: UUID, site_code: SiteCode | None) -> None:
     """Keep everybody else from changing the stock of a site until the transaction ends; a kit at no site has no stock to keep."""
     tx.execute(_LOCK_STOCK, {"study_id": study_id, "site_code": site_code})
-
-
-class Assignable(NamedTuple):
-    """A consignment that may be drawn from, and how many kits its kit map has, used ones included."""
-
-    consignment_id: UUID
-    consignment_code: ConsignmentCode
-    kit_count: int
 
 
 def list_assignable_consignments(tx: Transaction, study_id: UUID, site_code: SiteCode, today: date) -> list[Assignable]:
@@ -116,16 +112,16 @@ def record_withdrawal(tx: Transaction, study_id: UUID, consignment_id: UUID, at:
     )
 
 
-def list_in_stock(tx: Transaction, study_id: UUID, consignment_id: UUID) -> list[SealedKit]:
+def list_in_stock(tx: Transaction, study_id: UUID, consignment: Assignable) -> list[SealedKit]:
     """Return every kit in stock of a consignment, in no order that is fit to choose by (rule B5).
 
     Rows are not locked: a lock on candidates could be read by others (finding 5).
     """
-    rows = tx.execute(_IN_STOCK, {"study_id": study_id, "consignment_id": consignment_id})
-    return [_sealed_kit(row) for row in rows]
+    rows = tx.execute(_IN_STOCK, {"study_id": study_id, "consignment_id": consignment.consignment_id})
+    return [_sealed_kit(row, consignment) for row in rows]
 
 
-def list_at_places(tx: Transaction, study_id: UUID, consignment_id: UUID, places: Sequence[int]) -> list[SealedKit]:
+def list_at_places(tx: Transaction, study_id: UUID, consignment: Assignable, places: Sequence[int]) -> list[SealedKit]:
     """Return those kits at places of a consignment's kit map that are in stock, in the order of the places.
 
     By index: what is read does not grow with the stock, and rows are not locked.
@@ -134,17 +130,17 @@ def list_at_places(tx: Transaction, study_id: UUID, consignment_id: UUID, places
         _AT_PLACES[tx.is_postgresql],
         {
             "study_id": study_id,
-            "consignment_id": consignment_id,
+            "consignment_id": consignment.consignment_id,
             "places": list(places) if tx.is_postgresql else json.dumps(list(places)),
         },
     )
-    found = {row.map_index: _sealed_kit(row) for row in rows}
+    found = {row.map_index: _sealed_kit(row, consignment) for row in rows}
     return [found[place] for place in places if place in found]
 
 
-def _sealed_kit(row: Row[Any]) -> SealedKit:
+def _sealed_kit(row: Row[Any], of: Row[Any] | Assignable) -> SealedKit:
     return SealedKit(
-        row.kit_id, row.kit_code, row.consignment_id, row.consignment_code, row.map_index, Sealed(row.sealed)
+        row.kit_id, row.kit_code, of.consignment_id, of.consignment_code, row.map_index, Sealed(row.sealed)
     )
 
 
@@ -306,7 +302,7 @@ def get_sealed_kit(tx: Transaction, study_id: UUID, kit_id: UUID) -> SealedKit:
     row = tx.execute(_SEALED_KIT, {"study_id": study_id, "kit_id": kit_id}).one_or_none()
     if row is None:
         raise IntegrityBroken
-    return _sealed_kit(row)
+    return _sealed_kit(row, row)
 
 
 def list_assignments(tx: Transaction, study_id: UUID, subject_key: SubjectKey) -> list[Assignment]:
@@ -544,7 +540,7 @@ def list_sealed_kits(tx: Transaction, study_id: UUID, consignment_id: UUID) -> I
         page = tx.execute(
             _SEALED_KITS, {"study_id": study_id, "consignment_id": consignment_id, "map_index": last}
         ).all()
-        yield from map(_sealed_kit, page)
+        yield from map(_sealed_kit, page, page)
         if len(page) < _KITS_AT_ONCE:
             return
         last = page[-1].map_index
@@ -609,7 +605,8 @@ def list_waiting(
         .where(
             _k.study_id == study_id,
             _k.site_code == site_code,
-            _k.status == KitStatus.ASSIGNED.value,
+            # Written out for its partial index, as above.
+            _k.status == literal_column(f"'{KitStatus.ASSIGNED.value}'"),
             _ka.assigned_at <= until,
         )
     )

@@ -348,7 +348,15 @@ Index(
     postgresql_where=text("status = 'in_stock'"),
     sqlite_where=text("status = 'in_stock'"),
 )
-Index("ix_kit_site", kit.c.study_id, kit.c.site_code, kit.c.status)
+# In the order of its pages, and without the status: else PostgreSQL takes it for the stock of a consignment until it has counted.
+Index("ix_kit_site", kit.c.study_id, kit.c.site_code, kit.c.kit_code)
+Index(
+    "ix_kit_assigned",
+    kit.c.study_id,
+    kit.c.site_code,
+    postgresql_where=text("status = 'assigned'"),
+    sqlite_where=text("status = 'assigned'"),
+)
 
 # -- subjects
 

@@ -450,7 +450,15 @@ def upgrade() -> None:
         postgresql_where=sa.text("status = 'in_stock'"),
         sqlite_where=sa.text("status = 'in_stock'"),
     )
-    op.create_index("ix_kit_site", "kit", ["study_id", "site_code", "status"], unique=False)
+    op.create_index("ix_kit_site", "kit", ["study_id", "site_code", "kit_code"], unique=False)
+    op.create_index(
+        "ix_kit_assigned",
+        "kit",
+        ["study_id", "site_code"],
+        unique=False,
+        postgresql_where=sa.text("status = 'assigned'"),
+        sqlite_where=sa.text("status = 'assigned'"),
+    )
     op.create_table(
         "schedule_stratum",
         sa.Column("study_id", sa.Uuid(), nullable=False),
@@ -541,6 +549,12 @@ def downgrade() -> None:
     op.drop_table("envelope")
     op.drop_index(op.f("ix_schedule_stratum_study_id_stratum_id"), table_name="schedule_stratum")
     op.drop_table("schedule_stratum")
+    op.drop_index(
+        "ix_kit_assigned",
+        table_name="kit",
+        postgresql_where=sa.text("status = 'assigned'"),
+        sqlite_where=sa.text("status = 'assigned'"),
+    )
     op.drop_index("ix_kit_site", table_name="kit")
     op.drop_index(
         "ix_kit_in_stock",

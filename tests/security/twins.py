@@ -517,7 +517,7 @@ def first_match() -> Iterator[None]:
     """A build that takes the first kit of the arm in the order of the codes."""
 
     def in_order_of_codes(act: Act, consignment: Assignable, _sample: int) -> Iterator[SealedKit]:
-        found = stored_kits.list_in_stock(act.tx, act.study.study_id, consignment.consignment_id)
+        found = stored_kits.list_in_stock(act.tx, act.study.study_id, consignment)
         yield from sorted(found, key=lambda kit: kit.kit_code)
 
     with patch.object(stock, "_in_random_order", in_order_of_codes):

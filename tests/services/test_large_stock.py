@@ -74,7 +74,7 @@ class TestLargeConsignment:
                     for consignment in kits.list_assignable_consignments(
                         act.tx, act.study.study_id, SITE, act.now.date()
                     )
-                    for kit in kits.list_at_places(act.tx, act.study.study_id, consignment.consignment_id, places)
+                    for kit in kits.list_at_places(act.tx, act.study.study_id, consignment, places)
                 ]
             )
 

@@ -250,7 +250,7 @@ class TestChoice:
         trial = supply.trial(house, per_arm=8)
 
         def by_code(act: Act, consignment: Assignable, _sample: int) -> Iterator[SealedKit]:
-            found = kits.list_in_stock(act.tx, act.study.study_id, consignment.consignment_id)
+            found = kits.list_in_stock(act.tx, act.study.study_id, consignment)
             return iter(sorted(found, key=lambda kit: kit.kit_code))
 
         monkeypatch.setattr(stock, "_in_random_order", by_code)

@@ -80,7 +80,7 @@ def order_in_the_log() -> Iterator[None]:
 
     def in_logged_order(act: Act, consignment: Assignable, _sample: int) -> Iterator[SealedKit]:
         places = stock._random_places(act, consignment.kit_count, 8 * consignment.kit_count)
-        yield from kits.list_at_places(act.tx, act.study.study_id, consignment.consignment_id, places)
+        yield from kits.list_at_places(act.tx, act.study.study_id, consignment, places)
 
     with patch.object(stock, "_in_random_order", in_logged_order):
         yield
@@ -99,11 +99,17 @@ def locked_candidates() -> Iterator[None]:
         def __getitem__(self, arm: ArmCode) -> OpenedKit:
             act, chosen = self._act, super().__getitem__(arm)
             kit, study_id = tables.kit.c, act.study.study_id
-            query = select(kit.consignment_id).where(kit.study_id == study_id, kit.kit_id == chosen.kit_id)
-            consignment_id = act.tx.execute(query).scalar_one()
+            of = tables.consignment.c
+            query = (
+                select(of.consignment_id, of.consignment_code, of.kit_count)
+                .join(tables.kit, (kit.study_id == of.study_id) & (kit.consignment_id == of.consignment_id))
+                .where(kit.study_id == study_id, kit.kit_id == chosen.kit_id)
+            )
+            row = act.tx.execute(query).one()
+            consignment = Assignable(row.consignment_id, row.consignment_code, row.kit_count)
             candidates = [
                 one.kit_id
-                for one in kits.list_in_stock(act.tx, study_id, consignment_id)
+                for one in kits.list_in_stock(act.tx, study_id, consignment)
                 if open_kit(act, one).arm_code == arm
             ]
             act.tx.execute(
