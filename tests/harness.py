@@ -37,6 +37,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from threading import Lock, RLock
 from types import TracebackType
@@ -486,6 +487,15 @@ class House:
             return [bytes(row.body) for row in rows]
 
 
+_USUAL: Final[Mapping[str, Json]] = {"mode": Mode.TEST, "backup_contact": "Back-up desk, +86 10 5550 0199"}
+
+
+@cache
+def _usual_settings() -> Settings:
+    """Return what most houses are set to, made once: to look through the environment takes a third of a house's time."""
+    return Settings(**_USUAL)
+
+
 def house(url: str, tmp_path: Path, **overrides: Json) -> House:
     """Return a new deployment in test mode on a database that is migrated and empty.
 
@@ -498,15 +508,11 @@ def house(url: str, tmp_path: Path, **overrides: Json) -> House:
     list_entropy = overrides.pop("list_entropy", None) or SeededEntropy(overrides.pop("list_seed", "lists"))
     folder = tmp_path / f"house-{len(list(tmp_path.glob('house-*')))}"
     folder.mkdir()
-    settings = Settings(
-        **{
-            "mode": Mode.TEST,
-            "database_url": url,
-            "key_file": folder / "key",
-            "checkpoint_file": folder / "checkpoints.jsonl",
-            "backup_contact": "Back-up desk, +86 10 5550 0199",
-            **overrides,
-        }
+    places = {"database_url": url, "key_file": folder / "key", "checkpoint_file": folder / "checkpoints.jsonl"}
+    settings = (
+        _usual_settings().model_copy(update=places)
+        if is_like_all_others
+        else Settings(**{**_USUAL, **places, **overrides})
     )
     KeyFileProvider.create(settings.key_file, _ROOT_KEY)
     made = House(settings, clock, entropy, list_entropy)
