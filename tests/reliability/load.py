@@ -9,7 +9,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -37,6 +37,8 @@ class Answer(NamedTuple):
     status: int
     is_replayed: bool
     body: bytes
+    begun: float
+    """On the monotonic clock, as ``seconds`` are."""
     seconds: float
 
 
@@ -50,23 +52,29 @@ class Connection:
 
     def post(self, path: str, token: str, content: bytes, key: str | None = None) -> Answer:
         """Return the answer to one POST; raises ``OSError`` when the connection was lost before it came whole."""
+        keyed = f"Idempotency-Key: {key}\r\n" if key is not None else ""
+        head = f"{keyed}Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
+        return self._ask("POST", path, token, head, content)
+
+    def get(self, path: str, token: str) -> Answer:
+        """Return the answer to one GET; raises ``OSError`` like ``post``."""
+        return self._ask("GET", path, token, "", b"")
+
+    def _ask(self, method: str, path: str, token: str, more: str, content: bytes) -> Answer:
         if self._socket is None:
             self._socket = socket.create_connection(("127.0.0.1", self._port), _TIMEOUT_SECONDS)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._rest = b""
-        keyed = f"Idempotency-Key: {key}\r\n" if key is not None else ""
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n{keyed}"
-            f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-        )
-        begun = time.perf_counter()
+        begun = time.monotonic()
+        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n{more}\r\n"
         try:
             self._socket.sendall(head.encode() + content)
             status, headers, body = self._receive(self._socket)
         except OSError:
             self.close()
             raise
-        return Answer(status, b"idempotency-replayed: true" in headers, body, time.perf_counter() - begun)
+        is_replayed = b"idempotency-replayed: true" in headers
+        return Answer(status, is_replayed, body, begun, time.monotonic() - begun)
 
     def _receive(self, connected: socket.socket) -> tuple[int, bytes, bytes]:
         received = self._rest
@@ -179,8 +187,9 @@ def run(
     *,
     journal: Journal | None = None,
     is_over: Callable[[], bool] = lambda: False,
+    expected: Container[int] = (200, 201),
 ) -> Outcome:
-    """Send the requests by so many clients and return what they saw.
+    """Send the requests by so many clients and return what they saw; any status but the expected ones fails.
 
     With a journal a client that lost its connection, or was told to try later, asks again with the same key until it is
     answered or ``is_over()``; what it has is in the journal first. Without one, a lost connection ends the run.
@@ -195,7 +204,7 @@ def run(
         connection = Connection(port)
         try:
             while (request := waiting.get()) is not None:
-                answer = _ask(connection, request, journal is not None, is_over)
+                answer = _ask(connection, request, expected, journal is not None, is_over)
                 if answer is None:
                     return
                 if journal is not None:
@@ -218,7 +227,9 @@ def run(
     return Outcome(seconds, [answer for outcome in outcomes for answer in outcome.answers])
 
 
-def _ask(connection: Connection, request: Request, is_patient: bool, is_over: Callable[[], bool]) -> Answer | None:
+def _ask(
+    connection: Connection, request: Request, expected: Container[int], is_patient: bool, is_over: Callable[[], bool]
+) -> Answer | None:
     path = f"/v1/studies/{request.study}/allocations"
     while True:
         try:
@@ -227,7 +238,7 @@ def _ask(connection: Connection, request: Request, is_patient: bool, is_over: Ca
             if not is_patient:
                 raise
         else:
-            if answer.status in {200, 201}:
+            if answer.status in expected:
                 return answer
             assert is_patient, (answer.status, answer.body)
             assert answer.status == 503 or b'"in_progress"' in answer.body, (answer.status, answer.body)

@@ -26,13 +26,38 @@ class Part:
         return self.name.replace(" ", "-") + ".json"
 
 
+_KILL: Final = "tests/reliability/test_kill.py"
+_HISTORY: Final = "tests/reliability/test_history.py"
+_IDEMPOTENCY: Final = "tests/reliability/test_idempotency.py"
 _FAILOVER: Final = "tests/reliability/test_failover.py"
 _UNCERTAIN: Final = "tests/reliability/test_uncertain_commit.py"
 _CRASHES: Final = "tests/reliability/test_server_crashes.py"
 
 PARTS: Final = (
-    Part("kills", ("tests/reliability/test_kill.py",), {"postgresql.kills": 200, "sqlite.kills": 200}),
-    Part("idempotency", ("tests/reliability/test_idempotency.py",), {"postgresql.keys": 1000, "sqlite.keys": 1000}),
+    Part(
+        "kills",
+        (f"{_KILL}::test_kill_in_mid_traffic_loses_and_doubles_nothing",),
+        {"postgresql.kills": 200, "postgresql.worker_kills": 200, "sqlite.kills": 200},
+    ),
+    Part(
+        "history",
+        (f"{_HISTORY}::test_one_order_explains_what_concurrent_clients_saw",),
+        {"postgresql.operations": 100_000, "sqlite.operations": 30_000},
+    ),
+    Part(
+        "idempotency",
+        (f"{_IDEMPOTENCY}::test_one_key_many_times_at_once_is_one_act",),
+        {"postgresql.keys": 1_000, "sqlite.keys": 1_000},
+    ),
+    Part(
+        "controls",
+        (
+            f"{_KILL}::test_build_that_answers_before_its_commit_is_found",
+            f"{_HISTORY}::test_broken_build_is_found",
+            f"{_HISTORY}::test_build_without_claims_and_constraint_is_found",
+            f"{_IDEMPOTENCY}::test_build_that_passes_keys_over_is_found",
+        ),
+    ),
     Part("load", ("tests/reliability/test_load.py",)),
     Part("rotation", ("tests/reliability/test_rotation.py",), minutes=180),
     Part("failover", (f"{_FAILOVER}::test_primary_lost_under_load",), {"failovers": 50}),

@@ -60,20 +60,37 @@ def check_tables(database: Database, code: str) -> list[Row[Any]]:
     return allocations
 
 
+def used_slots(service: Service, study: OpenStudy) -> list[Mapping[str, Any]]:
+    """Return what stands in the lists, right or wrong."""
+    database = Database(service.url)
+    try:
+        with database.transaction() as tx:
+            return [row._asdict() for row in _allocations(tx, study.code)]
+    finally:
+        database.close()
+
+
 def _allocations(tx: Transaction, code: str) -> list[Row[Any]]:
+    """The allocations with the kit that came with each."""
     rows = tx.execute(
         select(
             _a.subject_id,
+            _a.site_code,
             _a.stratum_id,
             _a.ordinal,
             _a.position,
             _a.schedule_id,
             _a.randomization_number,
             _k.kit_code,
-            _k.status,
         )
         .join_from(tables.allocation, tables.study, tables.study.c.study_id == _a.study_id)
-        .outerjoin(tables.kit_assignment, (_ka.study_id == _a.study_id) & (_ka.subject_key == _a.subject_key))
+        .outerjoin(
+            tables.kit_assignment,
+            (_ka.study_id == _a.study_id)
+            & (_ka.subject_key == _a.subject_key)
+            & _ka.visit.is_(None)
+            & _ka.replaces.is_(None),
+        )
         .outerjoin(tables.kit, (_k.study_id == _ka.study_id) & (_k.kit_id == _ka.kit_id))
         .where(tables.study.c.study_code == code)
         .order_by(_a.stratum_id, _a.ordinal)
@@ -98,15 +115,24 @@ def _check_slots(tx: Transaction, code: str, allocations: list[Row[Any]]) -> Non
 
 
 def _check_kits(tx: Transaction, code: str, allocations: list[Row[Any]]) -> None:
-    given = [row.kit_code for row in allocations]
-    assert None not in given
-    assert len(set(given)) == len(given) == len({row.subject_id for row in allocations})
-    assert {row.status for row in allocations} <= {KitStatus.ASSIGNED.value}
+    """A kit with each allocation, no kit twice, further ones included, and no kit called assigned that nobody has."""
+    first = [row.kit_code for row in allocations]
+    assert None not in first
+    assert len(set(first)) == len(first) == len({row.subject_id for row in allocations})
+    in_study = tables.study.c.study_code == code
+    given = tx.execute(
+        select(_k.kit_code, _k.status)
+        .join_from(tables.kit_assignment, tables.study, tables.study.c.study_id == _ka.study_id)
+        .join(tables.kit, (_k.study_id == _ka.study_id) & (_k.kit_id == _ka.kit_id))
+        .where(in_study)
+    ).all()
+    assert len({row.kit_code for row in given} | set(first)) == len(given)
+    assert {row.status for row in given} <= {KitStatus.ASSIGNED.value}
     assigned = tx.execute(
         select(func.count())
         .select_from(tables.kit)
         .join(tables.study, tables.study.c.study_id == _k.study_id)
-        .where(tables.study.c.study_code == code, _k.status == KitStatus.ASSIGNED.value)
+        .where(in_study, _k.status == KitStatus.ASSIGNED.value)
     )
     assert assigned.scalar_one() == len(given)
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
 import httpx
@@ -108,14 +108,17 @@ class Service:
         assert self._process is not None, "the service is not running"
         return self._process.pid
 
-    def start(self, until: str = "/readyz") -> float:
-        """Start it, and return after how many seconds it was ready, or answered at another path."""
+    def start(self, more: Mapping[str, str] = MappingProxyType({}), until: str = "/readyz") -> float:
+        """Start it, and return after how many seconds it was ready, or answered at another path.
+
+        ``more`` is set for these processes alone.
+        """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SNOSE_")}
         begun = time.monotonic()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "app.cli", "serve"],
-                env={**inherited, **self._environment},
+                env={**inherited, **self._environment, **more},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -1,17 +1,22 @@
-"""Every process of the service killed in mid-traffic, again and again: what a client was told stays, and nothing happens twice."""
+"""Processes of the service killed in mid-traffic, again and again: what a client was told stays, and nothing happens twice."""
 
 import json
+import os
+import random
+import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from tests.reliability import load
+from tests.reliability import builds, load
 from tests.reliability.conftest import Ground
 from tests.reliability.load import Journal, Request
-from tests.reliability.records import check_records
+from tests.reliability.records import check_database, check_records
+from tests.reliability.service import GONE_WITHIN_SECONDS
 from tests.reliability.tally import Tally
 
 LONG = (pytest.mark.long, pytest.mark.timeout(0))
@@ -19,39 +24,97 @@ CLIENTS = 8
 
 
 @pytest.mark.parametrize("database_kind", ["postgresql", "sqlite"])
-@pytest.mark.parametrize(("kills", "subjects"), [(2, 120), pytest.param(20, 1600, marks=LONG)])
-def test_kill_in_mid_traffic_loses_and_doubles_nothing(ground: Ground, kills: int, subjects: int, tally: Tally) -> None:
-    """Killing the whole process group; every acknowledged allocation stands, trail and lists whole [C6, INT-01; T1]"""
+@pytest.mark.parametrize(("kills", "subjects"), [(2, 120), pytest.param(20, 1200, marks=LONG)])
+def test_kill_in_mid_traffic_loses_and_doubles_nothing(
+    ground: Ground, kills: int, subjects: int, round_seed: int, tally: Tally
+) -> None:
+    """The whole process group killed, and on PostgreSQL single workers; what was acknowledged stands [C6, INT-01; T1]
+
+    Half of the subjects are for the kills of the group, each followed by a start; the others for those of a worker, during which
+    the other worker goes on and the parent starts a new one.
+    """
+    chance = random.Random(round_seed)
     study = ground.open_study(subjects)
     pending = load.requests_for(study, [f"S-{number:05}" for number in range(subjects)], keyed=True)
     journal = Journal(ground.folder / "journal.jsonl")
     for _ in range(kills):
-        kill_in_traffic(ground, pending, journal, after=journal.count + subjects // (kills + 1))
+        with traffic(ground, pending, journal) as reached:
+            reached(chance.randint(1, subjects // kills // 2))
+            ground.service.kill()
         ground.service.start()
-        known = check_journal(check_records(ground.service, study, ground.folder), journal)
+        known = check_journal(check_database(ground.service, study), journal)
         pending = [request for request in pending if request.subject not in known]
         assert pending, "the traffic was over before the kill"
-    load.run(ground.service.port, pending, CLIENTS, journal=journal)
+    worker_kills = 0
+    with traffic(ground, pending, journal, is_finished=True) as reached:
+        while len(ground.service.worker_pids()) > 1 and worker_kills < kills:
+            assert reached(chance.randint(1, subjects // kills // 4)), "the traffic was over before the kill"
+            kill_a_worker(ground, chance)
+            worker_kills += 1
     journal.close()
     records = check_records(ground.service, study, ground.folder)
     assert len(records) == len(check_journal(records, journal)) == subjects
-    tally(kills=kills, acknowledged=subjects)
+    tally(kills=kills, worker_kills=worker_kills, acknowledged=subjects)
 
 
-def kill_in_traffic(ground: Ground, requests: Sequence[Request], journal: Journal, after: int) -> None:
-    """Kill the service once so many requests are acknowledged, while the clients go on asking."""
-    is_killed = threading.Event()
+@pytest.mark.long
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("database_kind", ["postgresql", "sqlite"])
+def test_build_that_answers_before_its_commit_is_found(ground: Ground) -> None:
+    """The same kill and the same check: what was told and never committed is missed [C6; control of T1]"""
+    study = ground.open_study(80)
+    requests = load.requests_for(study, [f"S-{number:05}" for number in range(80)], keyed=True)
+    journal = Journal(ground.folder / "journal.jsonl")
+    ground.service.stop()
+    ground.service.start(builds.chosen(ground.folder, "answers before commit"))
+    with traffic(ground, requests, journal) as reached:
+        reached(10)
+        ground.service.kill()
+    journal.close()
+    ground.service.start()
+    with pytest.raises(KeyError, match="S-"):
+        check_journal(check_database(ground.service, study), journal)
+
+
+@contextmanager
+def traffic(
+    ground: Ground, requests: Sequence[Request], journal: Journal, *, is_finished: bool = False
+) -> Iterator[Callable[[int], bool]]:
+    """Have clients ask until the block ends, or until everything is answered.
+
+    Gives a function that waits for so many more answers, and tells whether the clients go on.
+    """
+    is_over = threading.Event()
     clients = threading.Thread(
         target=load.run,
         args=(ground.service.port, requests, CLIENTS),
-        kwargs={"journal": journal, "is_over": is_killed.is_set},
+        kwargs={"journal": journal, "is_over": is_over.is_set},
     )
+
+    def reached(more: int) -> bool:
+        enough = journal.count + more
+        while journal.count < enough and clients.is_alive():
+            time.sleep(0.002)
+        return clients.is_alive()
+
     clients.start()
-    while journal.count < after and clients.is_alive():
-        time.sleep(0.002)
-    ground.service.kill()
-    is_killed.set()
-    clients.join()
+    try:
+        yield reached
+        if is_finished:
+            clients.join()
+    finally:
+        is_over.set()
+        clients.join()
+
+
+def kill_a_worker(ground: Ground, chance: random.Random) -> None:
+    """Kill one of the workers, and wait until another one was started in its place."""
+    before = ground.service.worker_pids()
+    os.kill(chance.choice(before), signal.SIGKILL)
+    until = time.monotonic() + GONE_WITHIN_SECONDS
+    while len(after := ground.service.worker_pids()) < len(before) or set(after) == set(before):
+        assert time.monotonic() < until, "nobody took the place of the killed worker"
+        time.sleep(0.01)
 
 
 def check_journal(records: Mapping[str, Mapping[str, Any]], journal: Journal) -> set[str]:

@@ -1,0 +1,127 @@
+"""Other builds of the service: wrong on purpose, so that a check is seen to find it, or living on another day.
+
+    service.start(builds.chosen(folder, "kept slots"))
+
+Every process of the service loads `sitecustomize` before anything else, and there the build's change is made.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import time_machine
+
+if TYPE_CHECKING:
+    from app.storage.database import Transaction
+
+BUILD: Final = "RELIABILITY_BUILD"
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+A_DAY_AND_AN_HOUR: Final = timedelta(hours=25)
+_ANSWERED_BEFORE_SECONDS: Final = 0.1
+
+
+def chosen(folder: Path, build: str) -> Mapping[str, str]:
+    """Return what a service's processes are set by to be of a build; a file is put into the folder."""
+    assert build in BUILDS
+    (folder / "sitecustomize.py").write_text(
+        "from tests.reliability import builds\n\nbuilds.install()\n", encoding="utf-8"
+    )
+    paths = [str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {BUILD: build, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def install() -> None:
+    """Change this process."""
+    BUILDS[os.environ[BUILD]]()
+
+
+def _change(what: object, name: str, value: object) -> None:
+    setattr(what, name, value)
+
+
+def _a_day_later() -> None:
+    """The wall clock is a day and an hour ahead."""
+    time_machine.travel(datetime.now(UTC) + A_DAY_AND_AN_HOUR, tick=True).start()
+
+
+def _kept_slots() -> None:
+    """Each thread takes two slots at a time and keeps the second for its next subject, as a sequence with a cache does."""
+    from app.storage import schedules  # noqa: PLC0415  # a module of the service is loaded only where it is changed
+
+    claim, kept = schedules.claim_slot, dict[Any, Any]()
+
+    def claim_two(tx: "Transaction", study_id: UUID, code: Any) -> Any:  # noqa: ANN401  # what claim_slot takes and gives
+        place = (threading.get_ident(), study_id, code)
+        if place in kept:
+            return kept.pop(place)
+        first = claim(tx, study_id, code)
+        kept[place] = claim(tx, study_id, code)
+        return first
+
+    _change(schedules, "claim_slot", claim_two)
+
+
+def _stale_readings() -> None:
+    """Who was once looked for in vain is not looked for again, as by a cache of misses."""
+    from app.errors import Missing  # noqa: PLC0415  # the same
+    from app.storage import allocations  # noqa: PLC0415  # the same
+
+    get, missing = allocations.get_allocation, set[Any]()
+
+    def get_unless_missed(tx: "Transaction", study_id: UUID, subject: Any, sites: Any) -> Any:  # noqa: ANN401  # the same
+        if subject in missing:
+            raise Missing
+        try:
+            return get(tx, study_id, subject, sites)
+        except Missing:
+            missing.add(subject)
+            raise
+
+    _change(allocations, "get_allocation", get_unless_missed)
+
+
+def _unclaimed_subjects() -> None:
+    """No key is ever found taken; with the unique constraint dropped beside, a repeated request is a second act."""
+    from app.storage import answers  # noqa: PLC0415  # the same
+
+    _change(answers, "claim", lambda _tx, _study_id, _scope, _at: None)
+
+
+def _keys_passed_over() -> None:
+    """The ``Idempotency-Key`` is not looked at."""
+    from app.services import audited  # noqa: PLC0415  # the same
+
+    _change(audited._Door, "_replay_by_key", lambda _door, _act: None)
+
+
+def _answers_before_commit() -> None:
+    """The answer leaves a moment before the COMMIT, as with a write-behind."""
+    from app.storage import database  # noqa: PLC0415  # the same
+
+    commit = database._commit
+
+    def commit_later(tx: "Transaction") -> None:
+        close = tx.connection.close
+
+        def finish() -> None:
+            commit(tx)
+            close()
+
+        _change(tx.connection, "close", lambda: None)
+        threading.Timer(_ANSWERED_BEFORE_SECONDS, finish).start()
+
+    _change(database, "_commit", commit_later)
+
+
+BUILDS: Final[Mapping[str, Callable[[], None]]] = {
+    "a day later": _a_day_later,
+    "kept slots": _kept_slots,
+    "stale readings": _stale_readings,
+    "unclaimed subjects": _unclaimed_subjects,
+    "keys passed over": _keys_passed_over,
+    "answers before commit": _answers_before_commit,
+}
