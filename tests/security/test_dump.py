@@ -234,6 +234,10 @@ class TestDump:
                     pattern = rf"(?<![A-Za-z]){re.escape(word)}(?![A-Za-z])"
                     assert not re.search(pattern, statement + parameters), statement
 
+    def test_every_statement_stays_within_a_study_and_a_transaction(self, dump: Dump) -> None:
+        """No advisory lock, no SKIP LOCKED but in a rotation, no state of a session, and the study named in each. [T32, C5]"""
+        assert [fault for statement, _ in dump.statements for fault in constructs_of(statement)] == []
+
     def test_orders_and_times_tell_nothing_of_the_arm(self, dump: Dump) -> None:
         """In the order of row, id, code, place in the map or insertion, arms come as by chance. [BLD-11, T13]"""
         kits = {row["kit_code"]: row for row in dump.rows["kit"]}
@@ -262,6 +266,46 @@ class TestDump:
         times = {row["consignment_id"]: set[datetime]() for row in dump.rows["consignment"]}
         assert all(not any(isinstance(value, datetime) for value in row.values()) for row in dump.rows["kit"])
         assert len(times) >= 4
+
+
+OF_A_STUDY: Final = re.compile(
+    rf"\b({'|'.join(sorted(name for name, table in tables.metadata.tables.items() if 'study_id' in table.c))})\b"
+)
+FORBIDDEN: Final = (
+    ("an advisory lock, which poolers and distributed engines do not know", re.compile("advisory", re.IGNORECASE)),
+    # A rotation takes what lies under an older key, in whatever order; slots are handed out in theirs (rule C5).
+    ("SKIP LOCKED outside of a rotation", re.compile(r"^(?!.*key_version < ).*SKIP LOCKED", re.IGNORECASE | re.DOTALL)),
+    ("state of a session", re.compile(r"^\s*(SET (?!LOCAL)|LISTEN|NOTIFY|PREPARE|DISCARD|CREATE TEMP)", re.IGNORECASE)),
+    ("a number out of a sequence", re.compile("nextval|currval|lastval", re.IGNORECASE)),
+    ("a lock on a whole table", re.compile(r"^\s*LOCK ", re.IGNORECASE)),
+)
+
+
+def constructs_of(statement: str) -> list[str]:
+    """Return what a statement has that one of a study, spread over nodes and behind a pooler, may not have."""
+    found = [f"{what}: {statement}" for what, pattern in FORBIDDEN if pattern.search(statement)]
+    is_about_rows = statement.lstrip().startswith(("SELECT", "WITH", "INSERT", "UPDATE", "DELETE"))
+    if is_about_rows and OF_A_STUDY.search(statement) and "study_id" not in statement:
+        found.append(f"no study: {statement}")
+    return found
+
+
+class TestConstructs:
+    @pytest.mark.parametrize(
+        "planted",
+        [
+            "SELECT pg_advisory_xact_lock(1)",
+            "SELECT position FROM slot WHERE study_id = %(s)s ORDER BY position LIMIT 1 FOR UPDATE SKIP LOCKED",
+            "SET search_path = study",
+            "LISTEN allocations",
+            "SELECT nextval('numbers')",
+            "LOCK TABLE kit",
+            "UPDATE kit SET status = 'dispensed' WHERE kit_code = %(code)s",
+        ],
+    )
+    def test_each_is_caught(self, planted: str) -> None:
+        """The look has teeth. [T32]"""
+        assert len(constructs_of(planted)) == 1
 
 
 def rank_score(arms: Sequence[str]) -> float:
