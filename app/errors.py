@@ -139,7 +139,9 @@ class TooManyAttempts(SnoseError):
 
     code = "too_many_attempts"
     title = "Too many wrong tries"
-    advice = "Wait for the time named in Retry-After, then try again."
+    advice = (
+        "Wait for the time named in Retry-After, then try again. A sign-in with a one-time code as otp need not wait."
+    )
 
     def __init__(self, message: str, retry_after: int) -> None:
         """Say after how many seconds the next try is looked at."""
@@ -338,7 +340,8 @@ class HashingBusy(Unavailable):
     code = "busy"
     title = "Too many people sign in at this moment"
     advice = (
-        "Wait for the time named in Retry-After, then send the request again; step-up and code breaks go on working."
+        "Wait for the time named in Retry-After, then send the request again. A sign-in with a one-time code as otp has a place "
+        "kept; step-up and code breaks go on working."
     )
     retry_after: ClassVar[int] = 2
     """Seconds."""

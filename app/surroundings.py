@@ -46,6 +46,7 @@ def surroundings(
         limits=Limits(
             session_length=settings.session_length(),
             password_max_age=settings.password_max_age(),
+            hashing_places=max(1, settings.threads // 2),
             backup_contact=settings.backup_contact,
         ),
         clock=clock,

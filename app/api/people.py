@@ -24,6 +24,7 @@ token_door = Door("People and clients", prefix="")
 
 _LONG: Final = 200
 Secret = Annotated[str, StringConstraints(min_length=1, max_length=_LONG)]
+OneTimeCode = Annotated[str, StringConstraints(min_length=1, max_length=20)]
 UsernamePath = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{1,39}$", examples=["m.rossi"])]
 ClientPath = Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9._-]{1,39}$", examples=["client-mzxw6ytboi7dcmrt"])]
 
@@ -33,12 +34,20 @@ class SignInRequest(Body):
 
     username: Annotated[Secret, Field(examples=["m.rossi"])]
     password: Annotated[Secret, Field(examples=["seven quiet herons at dawn"])]
+    otp: Annotated[
+        OneTimeCode | None,
+        Field(
+            description="A code of the person's own device, used up by it. Needed only where strangers try the same name "
+            "(429, or 503 `busy`): with it the try is counted apart from theirs, and a place is kept for it.",
+            examples=["492039"],
+        ),
+    ] = None
 
 
 class StepUpRequest(Body):
     """The one-time code that the person's own device shows now."""
 
-    otp: Annotated[str, StringConstraints(min_length=1, max_length=20), Field(examples=["492039"])]
+    otp: Annotated[OneTimeCode, Field(examples=["492039"])]
 
 
 class SessionRead(Answer):
@@ -192,7 +201,7 @@ def _moment(at: datetime | date | None) -> datetime | None:
 @door.post("/sessions", Action.SIGN_IN, 201)
 def sign_in(body: SignInRequest, ctx: Context) -> SessionRead:
     """Sign in with a password."""
-    return SessionRead.of(people.sign_in(ctx, body.username, body.password))
+    return SessionRead.of(people.sign_in(ctx, body.username, body.password, body.otp))
 
 
 @door.post("/sessions/step-up", Action.STEP_UP, 201)

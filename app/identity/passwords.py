@@ -21,8 +21,10 @@ _SALT_LENGTH: Final = 16
 
 # Each hash takes 64 MiB for a while. Two at a time bound the memory that strangers can make the service take.
 _AT_ONCE: Final = 2
-PLACES: Final = 10
-"""How many may hash or wait for it at a time: a quarter of the service's threads, so that the rest are free for all else."""
+PLACES: Final = 4
+"""How many may hash or wait for it at a time, unless it is said otherwise: half of the threads that a worker has by default."""
+KEPT_PLACES: Final = 1
+"""As many more, for those who have shown that they are no strangers."""
 _LONGEST_WAIT: Final = 3.0
 
 # Letters and digits that nobody confuses on paper; a one-time password is read aloud or typed from a sheet.
@@ -62,31 +64,35 @@ class Passwords:
     A10).
     """
 
-    def __init__(self, mode: Mode, entropy: Entropy) -> None:
+    def __init__(self, mode: Mode, entropy: Entropy, places: int = PLACES) -> None:
         self._entropy = entropy
         if mode is Mode.LIVE:
             self._hasher = PasswordHasher(time_cost=3, memory_cost=64 * 1024, parallelism=4)
         else:
             self._hasher = PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1)
-        self._places = BoundedSemaphore(PLACES)
+        self._places = BoundedSemaphore(places)
+        self._kept_places = BoundedSemaphore(KEPT_PLACES)
         self._turn = BoundedSemaphore(_AT_ONCE)
         self._longest_wait = _LONGEST_WAIT
         # Nobody's password: what an unknown account is compared with, so that both take the same time.
         self._nobody = self.hash(entropy.draw("password", 32).hex())
 
     @contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self, *, is_known: bool = False) -> Iterator[None]:
         """Hold one of the few places of those who hash or wait for it; raise ``HashingBusy`` at once when all are taken.
 
         Whoever serves requests takes one first: threads that wait for strangers' passwords would be missing at the code breaks
-        (rule D1).
+        (rule D1). Strangers who take all places leave one to somebody known.
         """
-        if not self._places.acquire(blocking=False):
-            raise HashingBusy
+        places = self._places
+        if not places.acquire(blocking=False):
+            places = self._kept_places
+            if not is_known or not places.acquire(blocking=False):
+                raise HashingBusy
         try:
             yield
         finally:
-            self._places.release()
+            places.release()
 
     @contextmanager
     def _own_turn(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from app.domain.entropy import Entropy
 from app.domain.words import Action, Factor, Mode, StudyCode
-from app.identity.passwords import Passwords
+from app.identity.passwords import PLACES, Passwords
 from app.identity.tokens import token_digest
 from app.sealing.ring import KeyRing
 from app.sealing.signing import SigningKeys
@@ -44,6 +44,8 @@ class Limits:
     session_length: timedelta = timedelta(hours=8)
     machine_token_length: timedelta = timedelta(minutes=30)
     password_max_age: timedelta | None = None
+    hashing_places: int = PLACES
+    """How many strangers may be busy with a password at a time; half of the threads, so that the rest are free for all else."""
     backup_contact: str = ""
     """What is answered when even the database is down (rule D4)."""
 

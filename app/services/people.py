@@ -63,6 +63,8 @@ _RESERVED: Final = frozenset({"snose", "unknown"})
 _CLIENT_PREFIX: Final = "client-"
 _BUCKET_BYTES: Final = 2
 """Tries to sign in are counted in 65,536 buckets of names: room enough for every account, and a bound on what strangers fill."""
+_SESSION_BUCKETS: Final = 1 << 8 * _BUCKET_BYTES
+"""From here on lie those of the sessions that a password is changed in: no try at a name gets there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,17 +151,22 @@ class Holder:
 # -- sign-in ---------------------------------------------------------------------------------------------------------
 
 
-def sign_in(ctx: RequestContext, username: str, password: str) -> SignedIn:
+def sign_in(ctx: RequestContext, username: str, password: str, one_time_code: str | None = None) -> SignedIn:
     """Return a session on the strength of a password; what an account without one would hear tells nothing of it.
 
-    Raises ``WrongCredentials``, which is entered with the account or ``unknown`` (rule E1), and ``TooManyAttempts`` and
-    ``HashingBusy``, which are counted as noise: nothing was looked at.
+    Strangers who go on trying would hold up the owner of a name for as long as they like. So whoever shows a code of their own
+    device does not wait behind them, and a place is kept; a code that is not right changes nothing. Raises ``WrongCredentials``,
+    which is entered with the account or ``unknown`` (rule E1), and ``TooManyAttempts`` and ``HashingBusy``, which are counted as
+    noise: nothing was looked at.
     """
     name = username.strip().casefold()
     passwords = ctx.deployment.passwords
+    is_known = one_time_code is not None and _apart(ctx.deployment, lambda tx: _is_shown(ctx, tx, name, one_time_code))
+    # Each code is used up, so these tries are one in half a minute at most, and need no count.
+    bucket = None if is_known else _bucket_of(ctx.deployment, name.encode("utf-8", "surrogatepass"))
     try:
-        with passwords.place():
-            credential = _apart(ctx.deployment, lambda tx: _charge_name(ctx, tx, name))
+        with passwords.place(is_known=is_known):
+            credential = _apart(ctx.deployment, lambda tx: _charge_name(ctx, tx, name, bucket))
             fault = _fault_of(lambda: passwords.verify(password, _secret_of(credential)))
         if isinstance(fault, HashingBusy):
             raise fault
@@ -170,7 +177,7 @@ def sign_in(ctx: RequestContext, username: str, password: str) -> SignedIn:
     def work(act: Act) -> SignedIn:
         if credential is None or fault is not None:
             raise fault or WrongCredentials
-        _hold_unchanged(act, credential, name)
+        _hold_unchanged(act, credential, bucket)
         end = act.now + act.deployment.limits.session_length
         return _begin_session(act, credential.principal_id, end, "pwd")
 
@@ -278,7 +285,7 @@ def change_password(ctx: RequestContext, current: str, new: str) -> NewPassword:
             raise fault
         if credential is None or not secret_hash:
             raise NotAuthenticated
-        kept = _hold_unchanged(act, credential, act.principal.name)
+        kept = _hold_unchanged(act, credential, _bucket_of_session(act.deployment, act.principal))
         principal_id = act.principal.principal_id
         factor = new_secret(act.deployment.entropy) if kept.must_change or kept.totp_secret is None else None
         sealed = None
@@ -611,23 +618,58 @@ def _refuse(name: str, current: str, new: str) -> None:
         raise PasswordRefused(message, "new")
 
 
-def _bucket_of(deployment: Deployment, name: str) -> int:
+def _bucket_of(deployment: Deployment, name: bytes) -> int:
     """Return where the tries at a name are counted: too few bits, and keyed, to tell what was typed (rule E1)."""
-    mac = deployment.ring.mac("sign-in tries", name.encode("utf-8", "surrogatepass"))
+    mac = deployment.ring.mac("sign-in tries", name)
     return int.from_bytes(mac[:_BUCKET_BYTES], "big")
 
 
-def _charge_name(ctx: RequestContext, tx: Transaction, name: str) -> Credential | None:
+def _bucket_of_session(deployment: Deployment, caller: Principal) -> int:
+    """Return where the tries to change a password are counted.
+
+    A bucket for each session: neither strangers who know a name, nor a thief of one session, keep its owner from changing the
+    password in another, which throws the thief out (USR-13).
+    """
+    return _SESSION_BUCKETS + _bucket_of(deployment, caller.session_id.bytes)
+
+
+def _charge_name(ctx: RequestContext, tx: Transaction, name: str, bucket: int | None) -> Credential | None:
     """Count a try at a name; raise ``TooManyAttempts``. For a name that nobody has the work is that for any other (USR-10)."""
-    bucket = _bucket_of(ctx.deployment, name)
-    charged = Attempts(*people.hold_password_tries(tx, bucket)).charged(ctx.now())
-    people.record_password_tries(tx, bucket, charged.failed, charged.blocked_until)
+    if bucket is not None:
+        charged = Attempts(*people.hold_password_tries(tx, bucket)).charged(ctx.now())
+        people.record_password_tries(tx, bucket, charged.failed, charged.blocked_until)
+    return _find_named(tx, name)
+
+
+def _find_named(tx: Transaction, name: str) -> Credential | None:
     # What cannot be a name is not looked for: PostgreSQL holds no NUL, and neither does a name. Nobody's name is empty.
     return people.find_credential(tx, name if _USERNAME.fullmatch(name) else "", is_machine=False)
 
 
+def _is_shown(ctx: RequestContext, tx: Transaction, name: str, one_time_code: str) -> bool:
+    """Return whether the device of whoever has this name shows this code now; if so, the code is used up by that.
+
+    Guesses are not counted: few in a million are right, and one that is opens a single try at the password. Were the code not
+    used up, whoever knows the password could find out here what a step-up takes.
+    """
+    credential = _find_named(tx, name)
+    if credential is None or credential.totp_secret is None:
+        holder, last_step = UUID(int=0), None
+        # Who has no device costs what the others do, so that the time tells no name (USR-10).
+        sealed = ctx.deployment.ring.seal(_factor_context(holder), new_secret(ctx.deployment.entropy).encode("ascii"))
+    else:
+        holder, last_step, sealed = credential.principal_id, credential.totp_last_step, credential.totp_secret
+    try:
+        secret = ctx.deployment.ring.open(_factor_context(holder), sealed).decode("ascii")
+        step = accepted_step(secret, one_time_code.replace(" ", ""), ctx.now(), last_step)
+    except (WrongOneTimeCode, IntegrityBroken):
+        # A secret that does not open is told at the step-up, where it is entered.
+        return False
+    return people.claim_one_time_step(tx, holder, step)
+
+
 def _charge_password(ctx: RequestContext, tx: Transaction, caller: Principal) -> Credential | None:
-    return _charge_name(ctx, tx, caller.name)
+    return _charge_name(ctx, tx, caller.name, _bucket_of_session(ctx.deployment, caller))
 
 
 def _charge_code(ctx: RequestContext, tx: Transaction, caller: Principal) -> Credential:
@@ -654,15 +696,15 @@ def _charge_caller(
         return None, error
 
 
-def _hold_unchanged(act: Act, verified: Credential, name: str) -> Credential:
+def _hold_unchanged(act: Act, verified: Credential, bucket: int | None) -> Credential:
     """Give the try back and return the credential as it is held now; raise ``WrongCredentials`` if it is another by now."""
-    bucket = _bucket_of(act.deployment, name)
-    tries = Attempts(*people.hold_password_tries(act.tx, bucket))
+    tries = Attempts(*people.hold_password_tries(act.tx, bucket)) if bucket is not None else None
     kept = people.hold_credential(act.tx, verified.principal_id)
     if not kept.is_active or kept.secret_hash != verified.secret_hash:
         raise WrongCredentials
-    left = tries.given_back(act.now)
-    people.record_password_tries(act.tx, bucket, left.failed, left.blocked_until)
+    if bucket is not None and tries is not None:
+        left = tries.given_back(act.now)
+        people.record_password_tries(act.tx, bucket, left.failed, left.blocked_until)
     return kept
 
 

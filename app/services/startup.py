@@ -136,7 +136,7 @@ def unseal(around: Surroundings, mode: Mode) -> Deployment:
         database=around.database,
         ring=ring,
         signing=signing,
-        passwords=Passwords(mode, around.entropy),
+        passwords=Passwords(mode, around.entropy, around.limits.hashing_places),
         clock=around.clock,
         list_entropy=around.list_entropy,
         entropy=around.entropy,

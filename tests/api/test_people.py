@@ -23,8 +23,8 @@ from tests.harness import STUDY, Caller, House, expect
 PASSWORD = "seven quiet herons at dawn"
 
 
-def sign_in(house: House, username: str, password: str) -> Response:
-    return house.send("POST", "/v1/sessions", json={"username": username, "password": password})
+def sign_in(house: House, username: str, password: str, **more: str) -> Response:
+    return house.send("POST", "/v1/sessions", json={"username": username, "password": password, **more})
 
 
 def last(entries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -137,6 +137,50 @@ class TestSigningIn:
         expect(sign_in(house, "admin", house.admin.password), 201)
         expect(sign_in(house, "admin", house.admin.password), 201)
 
+    def test_strangers_hold_up_nobody_who_shows_a_code(self, house: House) -> None:
+        """Known by the own device, whatever is tried at the name meanwhile; the code is used up by it (EUB-15, D3; T20)."""
+        doctor = house.person("investigator")
+        for _ in range(12):
+            sign_in(house, doctor.username, "wrong")
+            house.clock.advance(seconds=30)
+        code = doctor.code()
+        sign_in(house, doctor.username, "wrong")
+        refused(sign_in(house, doctor.username, doctor.password), 429, "too_many_attempts")
+        # A code shows who it is, and no more; it is used up, whatever the password was.
+        refused(sign_in(house, doctor.username, "wrong", otp=code), 401, "wrong_credentials")
+        refused(sign_in(house, doctor.username, doctor.password, otp=code), 429, "too_many_attempts")
+        code = doctor.code()
+        sign_in(house, doctor.username, "wrong")
+        refused(sign_in(house, doctor.username, doctor.password), 429, "too_many_attempts")
+        spaced = f"{code[:3]} {code[3:]}"
+        token = expect(sign_in(house, doctor.username.upper(), doctor.password, otp=spaced), 201)
+        assert token["acr"] == "pwd"
+        again = house.send("POST", "/v1/sessions/step-up", token=token["access_token"], json={"otp": code})
+        refused(again, 401, "invalid_code")
+        # Nor has it opened new tries for strangers.
+        refused(sign_in(house, doctor.username, "wrong"), 429, "too_many_attempts")
+        expect(doctor.get("/v1/me", step_up=True), 200)
+
+    def test_a_strangers_code_changes_nothing(self, house: House) -> None:
+        """A wrong code beside a password, for whoever it is, is as none (USR-10)."""
+        doctor, newcomer = house.person("investigator"), house.register("new.comer")
+        expect(sign_in(house, doctor.username, doctor.password, otp="000000"), 201)
+        for name in (doctor.username, newcomer.username, "nobody", "Not a name \x00"):
+            for _ in range(5):
+                refused(sign_in(house, name, "wrong", otp="000000"), 401, "wrong_credentials")
+            refused(sign_in(house, name, "wrong", otp="000000"), 429, "too_many_attempts")
+
+    def test_a_guessed_code_tells_no_name(self, house: House) -> None:
+        """With a code, too, known and unknown names cost the same statements and the same hash (USR-10, USR-21)."""
+        doctor, newcomer = house.person("investigator"), house.register("new.comer")
+        work = set()
+        for name in (doctor.username, newcomer.username, "nobody", "Not a name \x00"):
+            refused(sign_in(house, name, "wrong", otp="000000"), 401, "wrong_credentials")
+            with statements(house) as done:
+                refused(sign_in(house, name, "wrong", otp="000000"), 401, "wrong_credentials")
+            work.add(tuple(done))
+        assert len(work) == 1
+
     def test_wrong_tries_are_remembered_by_a_new_process(self, house: House) -> None:
         """A restart gives no new tries, and tells no names by it (USR-10)."""
         for name in ("admin", "nobody"):
@@ -148,10 +192,15 @@ class TestSigningIn:
 
     def test_wrong_tries_made_at_once_are_counted_each(self, house: House) -> None:
         """Many at once are no more guesses than one after the other (USR-10)."""
+
+        def looked_at(_: int) -> int:
+            while (answer := sign_in(house, "admin", "wrong")).status_code == 503:
+                # More at once than there are places: nothing was counted.
+                pass
+            return answer.status_code
+
         with ThreadPoolExecutor(12) as pool:
-            statuses = [
-                answer.status_code for answer in pool.map(lambda _: sign_in(house, "admin", "wrong"), range(12))
-            ]
+            statuses = list(pool.map(looked_at, range(12)))
         assert statuses.count(401) == 5
         assert statuses.count(429) == 7
 
@@ -185,6 +234,8 @@ class TestSigningIn:
         with ExitStack() as full:
             for _ in range(PLACES):
                 full.enter_context(house.deployment.passwords.place())
+            expect(sign_in(house, doctor.username, doctor.password, otp=doctor.code()), 201)
+            entries = len(house.trail())
             for _ in range(9):
                 response = sign_in(house, doctor.username, "wrong")
                 refused(response, 503, "busy")
@@ -310,7 +361,29 @@ class TestFirstChange:
         said = last(house.trail())
         assert (said["actor"], said["outcome"]) == (doctor.username, "denied")
         refused(doctor.post("/v1/me/password", json=body), 429, "too_many_attempts")
+
+    def test_neither_strangers_nor_a_thief_keep_an_owner_from_changing_the_password(self, house: House) -> None:
+        """Tries are counted by session: in another the owner changes the password, and the thief is out (USR-13, EUB-15)."""
+        doctor = house.person("investigator")
+        stolen = expect(sign_in(house, doctor.username, doctor.password), 201)["access_token"]
+        guess = {"current": "not it at all", "new": PASSWORD}
+        for _ in range(5):
+            refused(house.send("POST", "/v1/me/password", token=stolen, json=guess), 401, "wrong_credentials")
+        refused(house.send("POST", "/v1/me/password", token=stolen, json=guess), 429, "too_many_attempts")
+        doctor.token()
+        for _ in range(6):
+            sign_in(house, doctor.username, "wrong")
         refused(sign_in(house, doctor.username, doctor.password), 429, "too_many_attempts")
+        for _ in range(5):
+            refused(
+                house.send("POST", "/v1/sessions/step-up", token=stolen, json={"otp": "000000"}), 401, "invalid_code"
+            )
+        own = house.send("POST", "/v1/sessions/step-up", token=doctor.token(), json={"otp": doctor.code()})
+        refused(own, 429, "too_many_attempts")
+        expect(doctor.post("/v1/me/password", json={"current": doctor.password, "new": PASSWORD}), 200)
+        refused(house.send("GET", "/v1/me", token=stolen), 401, "not_authenticated")
+        house.clock.advance(seconds=30)
+        expect(doctor.get("/v1/me", step_up=True), 200)
 
     def test_a_reset_voids_password_factor_and_sessions(self, house: House) -> None:
         """After a loss everything old is void, and the new factor is again the person's alone (USR-13, EUB-15)."""
