@@ -80,6 +80,12 @@ class Settings(BaseSettings):
     behind_tls_proxy: Annotated[bool, Field(description="a proxy that speaks TLS stands before the service")] = False
     workers: Annotated[int, Field(ge=1, le=64, description="worker processes; SQLite takes one only")] = 1
     threads: Annotated[int, Field(ge=1, le=64, description="threads of a worker, and connections of its pool")] = 8
+    connections: Annotated[
+        int, Field(ge=8, description="connections of a worker; past them the client waited for longest is hung up on")
+    ] = 512
+    receive_seconds: Annotated[
+        int, Field(ge=1, description="how long a request may take to arrive, or a client to take a part of an answer")
+    ] = 60
     metrics_port: Annotated[
         int | None, Field(ge=0, le=65535, description="port of the Prometheus metrics; none: no metrics")
     ] = None

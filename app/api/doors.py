@@ -27,6 +27,10 @@ from app.services.context import SEALED_MESSAGE, Deployment, RequestContext, tok
 
 MAX_BODY: Final = 1_048_576
 MAX_IMPORT: Final = 16_777_216
+SMALL: Final = 65_536
+"""A body of this size is read whatever else is going on: all but lists are far smaller."""
+ROOM: Final = 67_108_864
+"""Bytes that a worker holds of all larger bodies together: they come before anybody is known (rule G2)."""
 MAX_KEY: Final = 200
 IMPORTING: Final = frozenset({Action.CREATE_CONSIGNMENT, Action.IMPORT_SCHEDULE})
 """Acts whose bodies hold a whole list, of kits or of slots."""
@@ -111,14 +115,17 @@ class DoorRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def pass_through(request: Request) -> Response:
+            share = Share()
             try:
                 if request.method == "POST":
-                    await _read_body(request, self)
+                    await _read_body(request, self, share)
                 response = await handle(request)
             except MalformedRequest:
                 # Told before anybody is known, so it has no author: it is noise (rule E1).
                 deployment_of(request).noise.count(_network(request))
                 raise
+            finally:
+                share.give_back()
             context: RequestContext | None = getattr(request.state, "context", None)
             if context is not None:
                 _finish(response, context)
@@ -206,7 +213,30 @@ def _in_one_hand_over(function: Callable[..., Any]) -> Callable[..., Coroutine[A
     return route
 
 
-async def _read_body(request: Request, route: DoorRoute) -> None:
+class Share:
+    """What one request takes of the room for large bodies; all are counted in one thread, that of the worker's loop."""
+
+    _left = ROOM
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._taken = 0
+
+    def take(self, size: int) -> None:
+        """Take so many bytes more; raise `MalformedRequest` when others hold the room."""
+        if size > Share._left:
+            message = "Too many large bodies are in hand at this moment: send it again a little later."
+            raise MalformedRequest(message, 413)
+        Share._left -= size
+        self._taken += size
+
+    def give_back(self) -> None:
+        """Leave the room to others."""
+        Share._left += self._taken
+        self._taken = 0
+
+
+async def _read_body(request: Request, route: DoorRoute, share: Share) -> None:
     """Check size, media type and JSON, and keep the fingerprint; raises `MalformedRequest` (rule G2)."""
     limit = MAX_IMPORT if route.action in IMPORTING else MAX_BODY
     body = bytearray()
@@ -216,6 +246,8 @@ async def _read_body(request: Request, route: DoorRoute) -> None:
             if len(body) > limit:
                 message = f"The body is larger than {limit} bytes."
                 raise MalformedRequest(message, 413)
+            if len(body) > SMALL:
+                share.take(len(chunk))
     except ClientDisconnect:
         message = "The body did not arrive in full."
         raise MalformedRequest(message, 400) from None

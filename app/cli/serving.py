@@ -10,11 +10,15 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.multiprocess import MultiProcessCollector
 from uvicorn.supervisors import Multiprocess
 
+from app.api.connections import Patience
 from app.errors import UnsafeSetting
 from app.settings import Settings
 
 APPLICATION: Final = "app.main:create_from_environment"
 GRACE_SECONDS: Final = 30
+HEALTH_SECONDS: Final = 30
+"""A worker that says nothing for so long is replaced. By itself uvicorn takes five seconds for death, and on a machine that is busy
+enough then kills every worker before it has begun."""
 BACKLOG: Final = 512
 
 
@@ -44,9 +48,10 @@ def serve(settings: Settings) -> None:
             date_header=True,
             timeout_graceful_shutdown=GRACE_SECONDS,
             timeout_keep_alive=30,
+            timeout_worker_healthcheck=HEALTH_SECONDS,
             backlog=BACKLOG,
             loop="uvloop",
-            http="httptools",
+            http=Patience(settings.receive_seconds, settings.connections).connection(),
             ws="none",
         )
         socket = config.bind_socket()

@@ -9,6 +9,7 @@ from typing import Annotated, Final
 import typer
 import uvicorn
 
+from app.api.connections import Patience
 from app.domain.notes import NoteMalformed
 from app.errors import UnsafeSetting
 from app.sealing.cosigning import private_key_text, read_cosigner
@@ -17,6 +18,9 @@ from app.surroundings import configure_logs
 from app.witness import Witness, create_witness
 
 SEED: Final = 32
+RECEIVE_SECONDS: Final = 60
+CONNECTIONS: Final = 512
+"""What it bears of its clients: as much as a worker of the service does by default."""
 
 command = typer.Typer(
     help="A witness (C2SP tlog-witness): cosigns a log only as long as it goes on from what was cosigned before.",
@@ -66,7 +70,15 @@ def serve(
     except UnsafeSetting:
         state.close()
         raise
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=Patience(RECEIVE_SECONDS, CONNECTIONS).connection(),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+    )
     socket = config.bind_socket()
     # Whoever reads the line below may ask at once.
     socket.listen()
