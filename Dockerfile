@@ -14,6 +14,9 @@ COPY app ./app
 RUN python -m venv /opt/snose && /opt/snose/bin/pip install --quiet --no-index --find-links wheels .
 
 FROM python:3.11-slim-trixie
+# pg_dump and pg_restore of the server in compose.yaml, for `snose backup` and `snose restore`.
+RUN apt-get update && apt-get install --yes --no-install-recommends postgresql-client-17 \
+    && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin snose \
     && install --directory --owner=snose --group=snose --mode=0700 /var/lib/snose
 COPY --from=build /opt/snose /opt/snose

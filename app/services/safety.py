@@ -182,7 +182,8 @@ def _of_role_and_commit(at: Server | None) -> list[Finding]:
 
 
 def _set(name: str, value: str) -> str:
-    return f"As a superuser: ALTER SYSTEM SET {name} = {value}; SELECT pg_reload_conf();"
+    system = f"As a superuser: ALTER SYSTEM SET {name} = {value}; SELECT pg_reload_conf();"
+    return f"{system} and RESET it where it is set for this database or role."
 
 
 def _of_server(around: Surroundings) -> list[Finding]:

@@ -2,7 +2,8 @@
 
 import os
 import signal
-import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -11,14 +12,15 @@ from sqlalchemy import Engine, create_engine, event, inspect
 from app.storage import migrate, triggers
 from app.storage.database import Database
 from app.storage.tables import metadata
+from tests.migrations import linter
 from tests.migrations.test_migrations import triggers_of
+from tests.reliability.tally import Tally
 
-LONG: Final = (pytest.mark.long, pytest.mark.timeout(0))
 POINTS: Final = (60, 110)
 """For a push: in the first revision, and in the second."""
 
 
-def migrated_until(url: str, point: int) -> bool:
+def migrated_until(url: str, point: int, upgrade: Callable[[str], None] = migrate.upgrade) -> bool:
     """Return whether a process that migrates was killed before its ``point``-th statement or COMMIT; else it came to its end."""
     child = os.fork()
     if child == 0:
@@ -33,7 +35,7 @@ def migrated_until(url: str, point: int) -> bool:
         event.listen(Engine, "before_cursor_execute", count)
         event.listen(Engine, "commit", count)
         try:
-            migrate.upgrade(url)
+            upgrade(url)
         except BaseException:  # noqa: BLE001  # a child never goes on as a second test run
             os._exit(1)
         os._exit(0)
@@ -78,11 +80,29 @@ def test_killed_inside(database_url: str, point: int) -> None:
     check_goes_on(database_url)
 
 
+@pytest.mark.parametrize("database_kind", ["postgresql"])
+def test_without_a_transaction(database_url: str, tmp_path: Path) -> None:
+    """The negative control: of a migration that commits as it goes, a kill leaves a half, and the same look finds it."""
+    migrations = linter.own(tmp_path)
+
+    def upgrade(url: str) -> None:
+        engine = create_engine(url, isolation_level="AUTOCOMMIT")
+        linter.take(engine, migrations, migrate.head())
+
+    assert migrated_until(database_url, POINTS[0], upgrade)
+    with pytest.raises(AssertionError):
+        check_whole(database_url)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("kills", [5])
 def test_killed_at_every_point(
-    request: pytest.FixtureRequest, database_kind: str, tmp_path_factory: pytest.TempPathFactory, kills: int
+    request: pytest.FixtureRequest,
+    database_kind: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    tally: Tally,
+    kills: int,
 ) -> None:
     """Every statement and every COMMIT is a point to be killed at; each run is killed up to five times on its way. [T24]"""
     point = killed = 0
@@ -96,8 +116,8 @@ def test_killed_at_every_point(
             with request.getfixturevalue("postgres").database() as url:
                 going_on = _killed_often(url, point, kills)
         killed += going_on
-    sys.stdout.write(f"{killed} points, each killed up to {kills} times\n")
     assert killed > len(metadata.tables)
+    tally(points=killed)
 
 
 def _killed_often(url: str, point: int, kills: int) -> bool:
