@@ -269,7 +269,7 @@ def _dump(database: Database, target: Path, tell: Tell) -> State:
         program = _program("pg_dump", _major(state.engine_version))
         write_file(target, b"")
         arguments = ["--format=custom", f"--snapshot={snapshot}", f"--file={target}"]
-        _run([program, *arguments], database.engine, _DUMPED, len(state.rows), tell)
+        _run([program, *arguments], database.engine, _address(tx), _DUMPED, len(state.rows), tell)
     return state
 
 
@@ -309,9 +309,18 @@ def _major(version: str) -> int:
     return int(version.partition(".")[0])
 
 
-def _run(command: Sequence[str], engine: Engine, mark: re.Pattern[bytes], total: int, tell: Tell) -> None:
+def _address(tx: Transaction) -> dict[str, str]:
+    """Return the server that a transaction is at: a URL may name several, and a snapshot is known to one."""
+    info = tx.driver_connection.info
+    return {"host": info.host, "port": str(info.port)}
+
+
+def _run(
+    command: Sequence[str], engine: Engine, at: Mapping[str, str], mark: re.Pattern[bytes], total: int, tell: Tell
+) -> None:
     """Return once a program of PostgreSQL has done its work; raise ``DatabaseUnavailable`` with what it said, values left out."""
     _, words = engine.dialect.create_connect_args(engine.url)
+    words.update(at)
     password = words.pop("password", None)
     # Everybody on the machine can read a command line; so a password goes by the environment.
     environment = os.environ | {"LC_ALL": "C"} | ({} if password is None else {"PGPASSWORD": str(password)})
@@ -396,14 +405,14 @@ def copy_in(database: Database, member: Path, rows: int, engine_version: str, te
         _put_in_place(member, target, tell)
         return
     with database.transaction() as tx:
-        server = _major(_engine_version(tx))
+        server, at = _major(_engine_version(tx)), _address(tx)
     if server < _major(engine_version):
         raise UnsafeSetting(f"The backup was made of PostgreSQL {_major(engine_version)}, and the server is {server}.")
     command = [
         _program("pg_restore", server),
         *("--single-transaction", "--exit-on-error", "--no-owner", "--no-privileges", str(member)),
     ]
-    _run(command, database.engine, _RESTORED, rows, tell)
+    _run(command, database.engine, at, _RESTORED, rows, tell)
 
 
 def _put_in_place(member: Path, target: Path, tell: Tell) -> None:

@@ -166,17 +166,20 @@ class TestPrograms:
         seen = tmp_path / "seen"
         program = tmp_path / "pg_dump"
         program.write_text(
-            f'#!/bin/sh\necho "$@" "$PGPASSWORD" > {seen}\n'
+            f'#!/bin/sh\nprintf "%s\\n" "$*" "$PGPASSWORD" > {seen}\n'
             "echo 'pg_dump: error: query failed: could not read' >&2\necho 'DETAIL:  Key (secret)=(canary)' >&2\nexit 1\n"
         )
         program.chmod(0o755)
-        database = Database("postgresql://somebody:pass word@127.0.0.1:1/nothing?sslmode=disable")
+        database = Database("postgresql://somebody:pass word@10.0.0.1,10.0.0.2/nothing?sslmode=disable")
+        at = {"host": "10.0.0.2", "port": "5433"}
         with pytest.raises(DatabaseUnavailable, match=r"pg_dump failed: query failed: could not read\.$"):
-            backups._run([str(program)], database.engine, backups._DUMPED, 1, keep_nothing)
-        arguments, _, password = seen.read_text().strip().partition("sslmode=disable ")
+            backups._run([str(program)], database.engine, at, backups._DUMPED, 1, keep_nothing)
+        arguments, password = seen.read_text().splitlines()
         assert password == "pass word"
         assert "pass word" not in arguments
         assert "user=somebody" in arguments
+        # Of several servers the one that knows the snapshot.
+        assert {"--dbname=host=10.0.0.2", "port=5433"} <= set(arguments.split())
         assert "lock_timeout" not in arguments
 
     def test_of_the_suite(self) -> None:
