@@ -3,7 +3,7 @@
 from app.errors import SnoseError
 from app.services.context import Deployment
 from app.storage import migrate
-from app.storage.database import TryAgain
+from app.storage.database import CommitUncertain, TryAgain
 
 
 def is_ready(deployment: Deployment | None) -> bool:
@@ -15,5 +15,5 @@ def is_ready(deployment: Deployment | None) -> bool:
     try:
         with deployment.database.transaction() as tx:
             return migrate.is_served(tx)
-    except (SnoseError, TryAgain):
+    except (SnoseError, TryAgain, CommitUncertain):
         return False

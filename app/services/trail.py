@@ -33,7 +33,7 @@ from app.services.checkpoints import LogState, body_of, check_head, check_lookup
 from app.services.context import RequestContext
 from app.services.exports import ExportPart
 from app.storage import studies, trail
-from app.storage.database import Transaction, TryAgain
+from app.storage.database import CommitUncertain, Transaction, TryAgain
 from app.storage.studies import StudyHead
 from app.storage.trail import Entry, EntryFilter, Head
 
@@ -461,7 +461,8 @@ def _read_apart(ctx: RequestContext, read: Callable[[Transaction], list[T]]) -> 
         try:
             with ctx.deployment.database.transaction() as tx:
                 return read(tx)
-        except TryAgain:
+        # What was only read, behind a connection that was lost at the end, is read again.
+        except (TryAgain, CommitUncertain):
             time.sleep(_PAUSE)
     raise DatabaseUnavailable
 
@@ -493,6 +494,6 @@ def declare_recovery(ctx: RequestContext, statement: str) -> RecoveryStatement:
 
     declared = audited(ctx, Action.DECLARE_RECOVERY, work, answer_type=RecoveryStatement)
     # It is declared and durable; when the comparison cannot be had now, the keeper's next one opens the service again.
-    with suppress(TryAgain, DatabaseUnavailable):
+    with suppress(TryAgain, DatabaseUnavailable, CommitUncertain):
         ctx.deployment.checkpoints.compare(ctx.deployment.database)
     return declared
