@@ -187,7 +187,7 @@ class _CommitWatch:
         while not self._closed.wait(self._limit / 5):
             for one in list(self._waiting):
                 if time.monotonic() - one.since > self._limit:
-                    with one.turn, suppress(psycopg.Error):
+                    with one.turn, suppress(psycopg.Error, OSError):
                         if not one.is_over:
                             one.connection.cancel_safe(timeout=self._limit)
 
