@@ -19,8 +19,13 @@ from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
 from sqlalchemy import event
 
+from app.domain.words import Action, StudyCode
+from app.services import trail
+from app.services.checkpoints import SMALLER, Suspicion
+from app.services.readiness import is_ready
 from app.storage import database
 from app.storage.database import CommitUncertain, Database, Transaction
+from tests.doors import Fault, FaultyDatabase, context, failing
 from tests.harness import STUDY, House
 from tests.reliability.records import check_export, check_tables
 from tests.reliability.tally import Tally
@@ -176,8 +181,8 @@ def check_told(running: RunningStudy, told: dict[str, dict[str, Any]]) -> None:
     ("count", "clients", "isolation"),
     [
         (100, 2, IsolationLevel.READ_COMMITTED),
-        pytest.param(4_000, 4, IsolationLevel.READ_COMMITTED, marks=LONG),
-        pytest.param(1_000, 4, IsolationLevel.SERIALIZABLE, marks=LONG),
+        pytest.param(2_000, 4, IsolationLevel.READ_COMMITTED, marks=LONG),
+        pytest.param(500, 4, IsolationLevel.SERIALIZABLE, marks=LONG),
     ],
 )
 def test_allocations_in_chaos(
@@ -198,6 +203,7 @@ def test_allocations_in_chaos(
     tally(allocations=count, struck=chaos.struck.total())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("database_kind", ["postgresql"])
 def test_build_that_believes_in_its_commit(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: where an unheard COMMIT is taken for done, what was told is not there [C6; T33]"""
@@ -217,6 +223,7 @@ def test_build_that_believes_in_its_commit(house: House, monkeypatch: pytest.Mon
         check_told(running, told)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("database_kind", ["postgresql"])
 def test_build_that_does_it_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: a retry that does not look whether its COMMIT was heard elsewhere is told off by the last line [C6]"""
@@ -224,3 +231,35 @@ def test_build_that_does_it_again(house: House, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("app.services.audited.Act.claim", lambda *_: None)
     with pytest.raises(AssertionError, match="already_exists"):
         allocate_in_chaos(running, Chaos(1, share=1.0, only=AFTER), 1, 1)
+
+
+class TestConnectionLostAtTheEndOfAReading:
+    """A transaction that wrote nothing was neither done nor undone: it is read again, or told as "not now", never as a fault."""
+
+    def test_readiness(self, house: House) -> None:
+        """Not ready, and no fault [G2, C6]"""
+        with failing(house, Fault.LOST) as deployment:
+            assert not is_ready(deployment)
+            assert is_ready(deployment)
+
+    def test_export(self, house: House) -> None:
+        """The export's head and each page are read again; nothing is missing [G2, E4]"""
+        inspector = running_study(house, subjects=1).person("inspector")
+        with failing(house, Fault.NONE, Fault.LOST, Fault.NONE, Fault.LOST) as deployment:
+            asked = context(house, Action.EXPORT_TRAIL, inspector, elevated=True, method="GET", deployment=deployment)
+            export = b"".join(trail.export_trail(asked, StudyCode(STUDY)))
+            assert isinstance(deployment.database, FaultyDatabase)
+            assert deployment.database.faults == []
+        sink = house.settings.checkpoint_file
+        check_export(export, sink, sink.parent)
+
+    def test_comparison_after_a_recovery_statement(self, house: House) -> None:
+        """What was declared and committed is answered; the next comparison opens the service again [G2, INT-07]"""
+        keeper, origin = house.deployment.checkpoints, house.deployment.origin(None)
+        keeper._suspect(Suspicion(origin, len(house.trail()), SMALLER))
+        with failing(house, Fault.NONE, Fault.LOST) as deployment:
+            asked = context(house, Action.DECLARE_RECOVERY, house.admin, elevated=True, deployment=deployment)
+            declared = trail.declare_recovery(asked, "The rehearsal of a lost connection.")
+        assert [log["origin"] for log in declared.logs] == [origin]
+        keeper.compare(house.deployment.database)
+        assert keeper.suspicions == {}

@@ -85,6 +85,7 @@ def test_two_replicas_in_process(house: House) -> None:
     third.leave()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("database_kind", ["postgresql"])
 def test_replicas_that_remember_by_themselves(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: a build that keeps what it answered in its own memory is found by the same check [C4]"""
