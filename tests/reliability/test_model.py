@@ -1,0 +1,23 @@
+"""The whole trial, step by step, against a small pure model (T23)."""
+
+import pytest
+
+from tests.reliability.machine import STEPS_OF_A_TRIAL, Houses, play, trial_class
+from tests.reliability.tally import Tally
+
+LONG = (pytest.mark.long, pytest.mark.timeout(0))
+
+
+@pytest.mark.parametrize(("trials", "steps"), [(3, 20), pytest.param(50, STEPS_OF_A_TRIAL, marks=LONG)])
+def test_service_does_what_the_model_says(
+    houses: Houses, trials: int, steps: int, round_seed: int, tally: Tally
+) -> None:
+    """Whole trials: every answer, the stock, the rows, the trail [C1-C8, B5-B11, D1-D6; T23, done when 4]"""
+    kind = trial_class(houses)
+    play(kind, trials, round_seed, steps)
+
+    # Hypothesis begins with a trial in which everything drawn is 0, and may end with one more than was asked for.
+    assert trials <= kind.played["trials"] <= trials + 1
+    # Once in a thousand trials hypothesis ends one early.
+    assert kind.played["steps"] > (trials - 1) * steps
+    tally(trials=kind.played["trials"], steps=kind.played["steps"], requests=kind.played["requests"])
