@@ -1,4 +1,4 @@
-"""Other builds of the service: wrong on purpose, so that a check is seen to find it, or living on another day.
+"""Other builds of the service: wrong on purpose, so that a check is seen to find it, slow, or living on another day.
 
     service.start(builds.chosen(folder, "kept slots"))
 
@@ -7,6 +7,7 @@ Every process of the service loads `sitecustomize` before anything else, and the
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 BUILD: Final = "RELIABILITY_BUILD"
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 A_DAY_AND_AN_HOUR: Final = timedelta(hours=25)
+SLOW_SECONDS: Final = 7.0
 _ANSWERED_BEFORE_SECONDS: Final = 0.1
 
 
@@ -46,6 +48,11 @@ def _change(what: object, name: str, value: object) -> None:
 def _a_day_later() -> None:
     """The wall clock is a day and an hour ahead."""
     time_machine.travel(datetime.now(UTC) + A_DAY_AND_AN_HOUR, tick=True).start()
+
+
+def _slow_start() -> None:
+    """Every process takes longer to begin than a web server's parent usually waits."""
+    time.sleep(SLOW_SECONDS)
 
 
 def _kept_slots() -> None:
@@ -99,12 +106,23 @@ def _keys_passed_over() -> None:
 
 
 def _answers_before_commit() -> None:
-    """The answer leaves a moment before the COMMIT, as with a write-behind."""
+    """An allocation is answered a moment before its COMMIT, as with a write-behind."""
+    from app.services import allocations  # noqa: PLC0415  # the same
     from app.storage import database  # noqa: PLC0415  # the same
 
-    commit = database._commit
+    allocate, commit, here = allocations.allocate, database._commit, threading.local()
+
+    def allocate_early(*arguments: Any) -> Any:  # noqa: ANN401  # what allocate takes and gives
+        here.is_early = True
+        try:
+            return allocate(*arguments)
+        finally:
+            here.is_early = False
 
     def commit_later(tx: "Transaction") -> None:
+        if not getattr(here, "is_early", False):
+            commit(tx)
+            return
         close = tx.connection.close
 
         def finish() -> None:
@@ -114,11 +132,13 @@ def _answers_before_commit() -> None:
         _change(tx.connection, "close", lambda: None)
         threading.Timer(_ANSWERED_BEFORE_SECONDS, finish).start()
 
+    _change(allocations, "allocate", allocate_early)
     _change(database, "_commit", commit_later)
 
 
 BUILDS: Final[Mapping[str, Callable[[], None]]] = {
     "a day later": _a_day_later,
+    "slow start": _slow_start,
     "kept slots": _kept_slots,
     "stale readings": _stale_readings,
     "unclaimed subjects": _unclaimed_subjects,

@@ -63,6 +63,7 @@ PARTS: Final = (
     Part("migrations", ("tests/migrations/test_killed.py",)),
     Part("model", ("tests/reliability/test_model.py",), {"postgresql.trials": 2_000, "sqlite.trials": 2_000}),
     Part("planted faults", ("tests/reliability/test_planted.py",), minutes=120),
+    Part("slow start", (f"{_KILL}::test_workers_that_are_slow_to_start_are_waited_for",)),
     Part("rotation", ("tests/reliability/test_rotation.py",), minutes=180),
     Part("failover", (f"{_FAILOVER}::test_primary_lost_under_load",), {"failovers": 50}),
     Part("cancelled waits", (f"{_UNCERTAIN}::test_many_cancelled_waits",), {"cancelled_waits": 200}),

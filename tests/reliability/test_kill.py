@@ -76,6 +76,19 @@ def test_build_that_answers_before_its_commit_is_found(ground: Ground) -> None:
         check_journal(check_database(ground.service, study), journal)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("database_kind", ["postgresql"])
+def test_workers_that_are_slow_to_start_are_waited_for(ground: Ground) -> None:
+    """On a machine that is busy enough a start takes its time, and the parent does not kill who has not begun to answer"""
+    ground.service.stop()
+    ground.service.start(builds.chosen(ground.folder, "slow start"))
+    workers = ground.service.worker_pids()
+    assert len(workers) == 2
+    time.sleep(2 * builds.SLOW_SECONDS)
+    assert ground.service.worker_pids() == workers
+
+
 @contextmanager
 def traffic(
     ground: Ground, requests: Sequence[Request], journal: Journal, *, is_finished: bool = False
