@@ -30,7 +30,8 @@ class Attempts:
         """Return the count with one more try in it; raise ``TooManyAttempts`` while none is looked at."""
         failed = self.failed
         if self.blocked_until is not None:
-            if now < self.blocked_until:
+            # Nobody waits longer than the longest delay: a moment beyond it was set while the clock was ahead, which was set back.
+            if now < self.blocked_until <= now + LONGEST_DELAY:
                 message = "Wrong tries slow down. The account is not locked."
                 raise TooManyAttempts(message, math.ceil((self.blocked_until - now).total_seconds()))
             if now - self.blocked_until >= FORGOTTEN_AFTER:

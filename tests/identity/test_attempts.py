@@ -46,3 +46,11 @@ def test_wrong_tries_of_long_ago_count_no_more() -> None:
     long_after = Attempts(40, NOON).charged(NOON + timedelta(minutes=15))
     assert long_after == Attempts(1, NOON + timedelta(minutes=15))
     assert Attempts(40, NOON).charged(NOON + timedelta(minutes=14)).failed == 41
+
+
+@pytest.mark.parametrize("back", [timedelta(hours=1), timedelta(days=365)])
+def test_a_clock_that_is_set_back_keeps_nobody_waiting(back: timedelta) -> None:
+    """One wrong try before it, and the next is looked at; tries go on slowing down, from the new time on (USR-10, EUB-15)."""
+    ahead = Attempts().charged(NOON + back)
+    assert ahead.charged(NOON) == Attempts(2, NOON)
+    assert Attempts(12, NOON + back).charged(NOON).blocked_until == NOON + timedelta(seconds=30)
