@@ -61,7 +61,15 @@ PARTS: Final = (
     Part("load", ("tests/reliability/test_load.py",)),
     Part("restore", ("tests/security/test_restore_drill.py",)),
     Part("migrations", ("tests/migrations/test_killed.py",)),
-    Part("model", ("tests/reliability/test_model.py",), {"postgresql.trials": 2_000, "sqlite.trials": 2_000}),
+    Part(
+        "model",
+        ("tests/reliability/test_model.py",),
+        {
+            f"{kind}.{name}": goal
+            for kind in ("postgresql", "sqlite")
+            for name, goal in (("trials", 2_000), ("steps", 100_000))
+        },
+    ),
     Part("planted faults", ("tests/reliability/test_planted.py",), minutes=120),
     Part("slow start", (f"{_KILL}::test_workers_that_are_slow_to_start_are_waited_for",)),
     Part("rotation", ("tests/reliability/test_rotation.py",), minutes=180),

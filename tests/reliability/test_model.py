@@ -8,7 +8,7 @@ from tests.reliability.tally import Tally
 LONG = (pytest.mark.long, pytest.mark.timeout(0))
 
 
-@pytest.mark.parametrize(("trials", "steps"), [(3, 20), pytest.param(50, STEPS_OF_A_TRIAL, marks=LONG)])
+@pytest.mark.parametrize(("trials", "steps"), [(2, 20), pytest.param(50, STEPS_OF_A_TRIAL, marks=LONG)])
 def test_service_does_what_the_model_says(
     houses: Houses, trials: int, steps: int, round_seed: int, tally: Tally
 ) -> None:
@@ -18,6 +18,6 @@ def test_service_does_what_the_model_says(
 
     # Hypothesis begins with a trial in which everything drawn is 0, and may end with one more than was asked for.
     assert trials <= kind.played["trials"] <= trials + 1
-    # Once in a thousand trials hypothesis ends one early.
-    assert kind.played["steps"] > (trials - 1) * steps
+    # Hypothesis ends a trial early that has drawn very much.
+    assert kind.played["steps"] > trials * steps * 0.9
     tally(trials=kind.played["trials"], steps=kind.played["steps"], requests=kind.played["requests"])
