@@ -158,6 +158,7 @@ class TestPlaces:
         away = replace(around, sink=FileSink(tmp_path / "none" / "checkpoints.jsonl"))
         assert "on the same disk" not in weak(away)
 
+    @pytest.mark.parametrize("database_kind", ["sqlite"])
     def test_room(self, around: Surroundings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Head-room is kept for code breaks: too little of it is told for each place. [D5]"""
         usage = shutil.disk_usage(tmp_path)
@@ -167,11 +168,10 @@ class TestPlaces:
         assert "little room" not in weak(with_desk)
         monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=safety.ROOM - 1))
         told = weak(with_desk)
-        places = ["the checkpoint file", "the code-break envelopes"]
-        if around.database.sqlite_file is not None:
-            places.append("the database")
+        places = ("the database", "the checkpoint file", "the code-break envelopes")
         assert all(f"little room left for {place}:" in told for place in places)
 
+    @pytest.mark.parametrize("database_kind", ["sqlite"])
     def test_clock(self, around: Surroundings) -> None:
         """A clock that stands before the newest checkpoint is told; lines that tell no time are passed over. [T8]"""
         for moment, is_told in (
