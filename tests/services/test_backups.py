@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -18,7 +18,8 @@ from typing import Any, Final
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from psycopg import sql
+from sqlalchemy import make_url, text
 
 from app.domain.words import Mode, StudyCode
 from app.errors import DatabaseUnavailable, IntegrityBroken, Invalid, UnsafeSetting
@@ -30,6 +31,7 @@ from app.services.keys import rotate_signing_key
 from app.storage import migrate, trail
 from app.storage.backups import MANIFEST
 from app.storage.database import Database, TryAgain
+from app.storage.grants import grant_to
 from app.storage.sink import FileSink
 from tests import harness
 from tests.databases import postgres_programs
@@ -481,14 +483,18 @@ class TestSchemas:
 
     @pytest.mark.parametrize("database_kind", ["postgresql"])
     def test_of_postgresql(self, house: House, empty_url: str, tmp_path: Path) -> None:
-        """A trigger that could be passed over, a reference that was never checked, an older server: each is named. [AUD-02]"""
+        """The service's role may make one; a trigger to be passed over, a reference never checked, an old server: named. [AUD-02]"""
         house.register_study()
         with house.deployment.database.transaction() as tx:
             tx.execute(text("ALTER TABLE kit ENABLE TRIGGER kit_no_delete"))
             tx.execute(text("ALTER TABLE arm DROP CONSTRAINT fk_arm_study"))
             constraint = "ADD CONSTRAINT fk_arm_study FOREIGN KEY (study_id) REFERENCES study NOT VALID"
             tx.execute(text(f"ALTER TABLE arm {constraint}"))
-        place = taken(house, tmp_path / "backup")
+        place = tmp_path / "backup"
+        with role_of_the_application(house) as serving:
+            database = Database(serving)
+            backups.back_up(database, place, NOW, "snose", silent)
+            database.close()
         found = restored(empty_url, place)
         assert found.faults == (
             "The trigger kit_no_delete is gone: what it refuses could be done.",
@@ -501,3 +507,17 @@ class TestSchemas:
             owner.execute("CREATE SCHEMA public")
         with pytest.raises(UnsafeSetting, match="PostgreSQL 99"):
             restored(empty_url, place)
+
+
+@contextmanager
+def role_of_the_application(house: House) -> Iterator[str]:
+    """Give the URL of a role that may do what the service does, and nothing more."""
+    name, owner = f"app_{os.urandom(6).hex()}", house.settings.url()
+    with psycopg.connect(owner, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
+        try:
+            grant_to(owner, name)
+            yield make_url(owner).set(username=name).render_as_string(hide_password=False)
+        finally:
+            connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
+            connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
