@@ -483,7 +483,7 @@ class TestSchemas:
 
     @pytest.mark.parametrize("database_kind", ["postgresql"])
     def test_of_postgresql(self, house: House, empty_url: str, tmp_path: Path) -> None:
-        """The service's role may make one; a trigger to be passed over, a reference never checked, an old server: named. [AUD-02]"""
+        """The service's role may make one; a trigger to be passed over, a rule never checked, an old server: named. [AUD-02]"""
         house.register_study()
         with house.deployment.database.transaction() as tx:
             tx.execute(text("ALTER TABLE kit ENABLE TRIGGER kit_no_delete"))
