@@ -29,7 +29,7 @@ MAX_BODY: Final = 1_048_576
 MAX_IMPORT: Final = 16_777_216
 SMALL: Final = 65_536
 """A body of this size is read whatever else is going on: all but lists are far smaller."""
-ROOM: Final = 67_108_864
+ROOM: Final = 33_554_432
 """Bytes that a worker holds of all larger bodies together: they come before anybody is known (rule G2)."""
 MAX_KEY: Final = 200
 IMPORTING: Final = frozenset({Action.CREATE_CONSIGNMENT, Action.IMPORT_SCHEDULE})

@@ -348,7 +348,7 @@ class TestThreads:
 # -- everything at a real service ---------------------------------------------------------------------------------------
 
 MOST_MEGABYTES: Final = 160
-"""How much more memory a worker may have after an attack than before any: the room for bodies, and what lists of Python keep."""
+"""How much more memory a worker may have after an attack than before any: the room for bodies in all its forms."""
 
 
 @dataclass
