@@ -26,6 +26,8 @@ LOCK_TIMEOUT_MS: Final = 5_000
 """How long a transaction waits for each lock, unless it says otherwise; on SQLite, for the one lock."""
 COMMIT_LIMIT_SECONDS: Final = 10.0
 """How long a COMMIT may wait for a synchronous standby; then nobody can tell whether it will hold (rule C6)."""
+_MISSED_FOR_SECONDS: Final = 60.0
+"""How long a standby that was waited for in vain is taken to be away."""
 _TRY_AGAIN_STATES: Final = frozenset({"40001", "40P01", "55P03"})
 _NOT_REPLICATED: Final = "01000"
 _CONNECTING: Final = {
@@ -158,6 +160,7 @@ class _CommitWatch:
     def __init__(self, limit: float) -> None:
         self._limit: Final = limit
         self._waiting: set[_Waiting] = set()
+        self._missed_at = -_MISSED_FOR_SECONDS
         self._closed = threading.Event()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -184,12 +187,21 @@ class _CommitWatch:
                 self._thread.start()
 
     def _run(self) -> None:
-        while not self._closed.wait(self._limit / 5):
+        while not self._closed.wait(self._limit / 20):
             for one in list(self._waiting):
-                if time.monotonic() - one.since > self._limit:
+                if time.monotonic() - one.since > self._patience():
                     with one.turn, suppress(psycopg.Error, OSError):
                         if not one.is_over:
+                            self._missed_at = time.monotonic()
                             one.connection.cancel_safe(timeout=self._limit)
+
+    def _patience(self) -> float:
+        """Return how long a COMMIT may wait: less for a while after one has waited in vain.
+
+        Whoever stands behind it, at the end of a log above all, would wait as long again, one after the other.
+        """
+        is_missed = time.monotonic() - self._missed_at < _MISSED_FOR_SECONDS
+        return self._limit / 5 if is_missed else self._limit
 
     def close(self) -> None:
         """End the watch."""
