@@ -295,6 +295,8 @@ def test_code_break_that_nobody_cancels(ground: Ground, monkeypatch: pytest.Monk
         refused = ground.house.send("POST", f"{S}/code-breaks", token=token, json=body)
     assert refused.status_code == 503
     assert refused.json()["backup_contact"]
+    # Those who stand behind it are not to wait as long again.
+    assert watch._patience() < watch._limit == 0.05
     assert not [word for pair in TREATMENTS.items() for word in pair if word in refused.text]
     ground.servers.let_go_on()
     broken = expect(doctor.post(f"{S}/code-breaks", json=body, step_up=True), 201)
