@@ -29,7 +29,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from tests.reliability import tally
 from tests.reliability.ledger import RESULTS, ROOT, Ledger, Round, read_round
-from tests.reliability.parts import PARTS, Part
+from tests.reliability.parts import PARTS, ROUNDS, Part
 
 UNFINISHED: Final = 3
 _ENDS_WITHIN_SECONDS: Final = 60.0
@@ -94,19 +94,31 @@ def run_round(ledger: Ledger, seed: int, screen: Screen, *, is_long: bool) -> Ro
         with (
             output.open("wb") as file,
             _ended(
-                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+                # In a session of its own: a Ctrl-C is for this process, which passes it on once.
+                subprocess.Popen(
+                    command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                )
             ) as tests,
         ):
-            while tests.poll() is None and time.monotonic() - begun < ledger.part.minutes * 60:
-                time.sleep(0.2)
-                screen.show(ledger, sum((Counter(line.get("counts", {})) for line in _lines(told)), Counter()))
-            status = tests.poll()
-        done = read_round(_lines(told), seed, began, time.monotonic() - begun)
+            try:
+                is_whole, status = True, _follow(tests, ledger, told, screen)
+            except KeyboardInterrupt:
+                is_whole, status = False, 0
+        done = read_round(_lines(told), seed, began, time.monotonic() - begun, is_whole=is_whole)
         if status not in (0, *([] if is_long else [_NO_TESTS])) and not done.violations:
             what = "hung" if status is None else f"pytest ended with status {status}"
             why = output.read_text(encoding="utf-8", errors="replace")[-4000:]
             done.violations.append({"test": what, "seed": seed, "why": why})
     return done
+
+
+def _follow(tests: "subprocess.Popen[bytes]", ledger: Ledger, told: Path, screen: Screen) -> int | None:
+    """Show how far the tests are until they end; return their status, or None when they hang."""
+    until = time.monotonic() + ledger.part.minutes * 60
+    while tests.poll() is None and time.monotonic() < until:
+        time.sleep(0.2)
+        screen.show(ledger, sum((Counter(line.get("counts", {})) for line in _lines(told)), Counter()))
+    return tests.poll()
 
 
 @contextmanager
@@ -146,6 +158,8 @@ def run_long(ledgers: Sequence[Ledger], screen: Screen, until: float, rounds: in
         screen.show(ledger, Counter())
         screen.say(f"{ledger.part.name}: {_told(ledger.part, ledger.counts)}; {done.seconds:.0f} s, seed {done.seed}")
         _say_what_is_wrong(screen, ledger.part, done)
+        if not done.is_whole:
+            raise KeyboardInterrupt
         # A round that is skipped, or that counts nothing, would be run for ever.
         goes_on = ledger.share > before and not done.violations and rounds != done_here + 1 and seed is None
         if goes_on and ledger.share < 1:
@@ -199,7 +213,8 @@ def _run_quick(ledgers: Sequence[Ledger], screen: Screen) -> int:
         screen.begin(ledger)
         done = run_round(ledger, 1, screen, is_long=False)
         _say_what_is_wrong(screen, ledger.part, done)
-        screen.say(f"{ledger.part.name}: {'failed' if done.violations else 'passed'} in {done.seconds:.0f} s")
+        ended = "failed" if done.violations else "passed" if done.counts[ROUNDS] else "has no short form that could run"
+        screen.say(f"{ledger.part.name}: {ended}; {done.seconds:.0f} s")
         is_well = is_well and not done.violations
     return 0 if is_well else 1
 
@@ -208,4 +223,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
-        sys.exit("stopped; the next start goes on after the last whole round")
+        sys.exit("stopped; the next start goes on after the last test that passed")

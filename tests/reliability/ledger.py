@@ -30,16 +30,19 @@ class Round:
     seed: int
     began: str
     seconds: float
+    is_whole: bool = True
     counts: Counter[str] = field(default_factory=Counter)
     violations: list[dict[str, Any]] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     """Why, by test."""
 
 
-def read_round(lines: Sequence[Mapping[str, Any]], seed: int, began: str, seconds: float) -> Round:
-    """Return the round that a tally file tells of; only what passed has counted."""
+def read_round(
+    lines: Sequence[Mapping[str, Any]], seed: int, began: str, seconds: float, *, is_whole: bool = True
+) -> Round:
+    """Return the round that a tally file tells of, stopped before its end or whole; only what passed has counted."""
     outcomes = {line["test"]: line for line in lines if "outcome" in line}
-    done = Round(seed, began, round(seconds, 1))
+    done = Round(seed, began, round(seconds, 1), is_whole)
     for test, line in outcomes.items():
         if line["outcome"] == "failed":
             done.violations.append({"test": test, "seed": seed, "why": line["why"]})
@@ -49,7 +52,7 @@ def read_round(lines: Sequence[Mapping[str, Any]], seed: int, began: str, second
         # A test that was never heard of again was cut off.
         if "counts" in line and outcomes.get(line["test"], {}).get("outcome") == "passed":
             done.counts.update(line["counts"])
-    if not done.violations and len(outcomes) > len(done.skipped):
+    if is_whole and not done.violations and len(outcomes) > len(done.skipped):
         done.counts[ROUNDS] += 1
     return done
 

@@ -62,8 +62,9 @@ def test_skipped_or_cut_off_counts_nothing() -> None:
     """Where a test could not run, or was not heard to end, nothing was shown [done when 7]"""
     skipped = a_round({"postgresql.kills": 40}, "skipped")
     assert (skipped.counts, skipped.skipped) == ({}, {"t": "because"})
-    cut_off = read_round(lines("passed", {"postgresql.kills": 40})[:1], 7, "", 1.0)
-    assert cut_off.counts == {}
+    ended, hanging = lines("passed", {"postgresql.kills": 40}), {"test": "u", "counts": {"sqlite.kills": 5}}
+    cut_off = read_round([*ended, hanging], 7, "", 1.0, is_whole=False)
+    assert cut_off.counts == {"postgresql.kills": 40}
 
 
 def test_every_part_names_tests_that_are_there() -> None:
