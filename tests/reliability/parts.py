@@ -78,6 +78,7 @@ PARTS: Final = (
     Part("server crashes", (f"{_CRASHES}::test_crash_under_load",), {"crashes": 100}),
     Part("replicas", ("tests/reliability/test_replicas.py",)),
     Part("chaos", ("tests/reliability/test_chaos.py",), {"postgresql.allocations": 20_000}),
+    Part("fail points", ("tests/reliability/test_fail_points.py",), minutes=120),
     Part(
         "database controls",
         (

@@ -19,6 +19,7 @@ from tests.reliability.service import OpenStudy, Service
 _a = tables.allocation.c
 _ka = tables.kit_assignment.c
 _k = tables.kit.c
+_in = tables.schedule_stratum.c
 _e = tables.trail_entry.c
 
 
@@ -46,12 +47,15 @@ def check_database(service: Service, study: OpenStudy) -> dict[str, Mapping[str,
     return {row.subject_id: row._asdict() for row in allocations}
 
 
-def check_tables(database: Database, code: str) -> list[Row[Any]]:
-    """Return the allocations of a study once its tables are consistent; fails otherwise."""
+def check_tables(database: Database, code: str, *, only_assigned: bool = True) -> list[Row[Any]]:
+    """Return the allocations of a study once its tables are consistent; fails otherwise.
+
+    ``only_assigned``: nobody has dispensed a kit, or done anything else with it, since it was given to a subject.
+    """
     with database.transaction() as tx:
         allocations = _allocations(tx, code)
         _check_slots(tx, code, allocations)
-        _check_kits(tx, code, allocations)
+        _check_kits(tx, code, allocations, only_assigned=only_assigned)
         _check_entries(tx, code, allocations)
         unanswered = select(func.count()).where(
             tables.stored_answer.c.sealed_small.is_(None), tables.stored_answer.c.sealed_large.is_(None)
@@ -78,12 +82,18 @@ def _allocations(tx: Transaction, code: str) -> list[Row[Any]]:
             _a.site_code,
             _a.stratum_id,
             _a.ordinal,
+            (_a.ordinal - _in.first_ordinal).label("expected_position"),
             _a.position,
             _a.schedule_id,
             _a.randomization_number,
             _k.kit_code,
         )
         .join_from(tables.allocation, tables.study, tables.study.c.study_id == _a.study_id)
+        .join(
+            tables.schedule_stratum,
+            (_in.study_id == _a.study_id) & (_in.schedule_id == _a.schedule_id) & (_in.stratum_id == _a.stratum_id),
+        )
+        # The kit that came with the allocation: those of later visits name the visit, a replacement what it replaces.
         .outerjoin(
             tables.kit_assignment,
             (_ka.study_id == _a.study_id)
@@ -101,7 +111,7 @@ def _allocations(tx: Transaction, code: str) -> list[Row[Any]]:
 def _check_slots(tx: Transaction, code: str, allocations: list[Row[Any]]) -> None:
     by_stratum = defaultdict(list)
     for row in allocations:
-        assert row.position == row.ordinal
+        assert row.position == row.expected_position
         by_stratum[row.stratum_id].append(row.ordinal)
     counted = tx.execute(
         select(tables.stratum.c.stratum_id, tables.stratum.c.allocated)
@@ -114,7 +124,7 @@ def _check_slots(tx: Transaction, code: str, allocations: list[Row[Any]]) -> Non
     assert len(numbers) == len(allocations)
 
 
-def _check_kits(tx: Transaction, code: str, allocations: list[Row[Any]]) -> None:
+def _check_kits(tx: Transaction, code: str, allocations: list[Row[Any]], *, only_assigned: bool) -> None:
     """A kit with each allocation, no kit twice, further ones included, and no kit called assigned that nobody has."""
     first = [row.kit_code for row in allocations]
     assert None not in first
@@ -127,14 +137,14 @@ def _check_kits(tx: Transaction, code: str, allocations: list[Row[Any]]) -> None
         .where(in_study)
     ).all()
     assert len({row.kit_code for row in given} | set(first)) == len(given)
-    assert {row.status for row in given} <= {KitStatus.ASSIGNED.value}
+    assert not only_assigned or {row.status for row in given} <= {KitStatus.ASSIGNED.value}
     assigned = tx.execute(
         select(func.count())
         .select_from(tables.kit)
         .join(tables.study, tables.study.c.study_id == _k.study_id)
         .where(in_study, _k.status == KitStatus.ASSIGNED.value)
     )
-    assert assigned.scalar_one() == len(given)
+    assert assigned.scalar_one() == sum(row.status == KitStatus.ASSIGNED.value for row in given)
 
 
 def _check_entries(tx: Transaction, code: str, allocations: list[Row[Any]]) -> None:
@@ -143,7 +153,7 @@ def _check_entries(tx: Transaction, code: str, allocations: list[Row[Any]]) -> N
         select(_e.body)
         .join(tables.study, tables.study.c.study_id == _e.study_id)
         .where(tables.study.c.study_code == code, _e.action == Action.ALLOCATE)
-        .order_by(_e.log_index)
+        .order_by(_e.segment, _e.log_index)
     ).scalars()
     entered = [entry["after"] for entry in map(json.loads, bodies) if entry["outcome"] == "done"]
     rows = {row.randomization_number: row for row in allocations}
