@@ -79,6 +79,7 @@ PARTS: Final = (
     Part("replicas", ("tests/reliability/test_replicas.py",)),
     Part("chaos", ("tests/reliability/test_chaos.py",), {"postgresql.allocations": 20_000}),
     Part("fail points", ("tests/reliability/test_fail_points.py",), minutes=120),
+    Part("crash images", ("tests/reliability/test_crash_images.py",), {"sqlite.images": 2000}),
     Part(
         "database controls",
         (
