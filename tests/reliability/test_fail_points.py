@@ -101,6 +101,7 @@ def _is_in(word: str, found: Mapping[str, int]) -> bool:
     return any(name.startswith(word) for name in found)
 
 
+@pytest.mark.parametrize("database_kind", ["sqlite", pytest.param("postgresql", marks=LONG)])
 def test_death_at_the_decisive_instants(house: House, zygote: Zygote, folder: Path) -> None:
     """An allocation and a code break: all or nothing, and one effect after the retry [C3, C4, C6, D4, INT-01; T2, G2]"""
     study = running_study(house, subjects=1)

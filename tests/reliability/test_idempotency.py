@@ -127,7 +127,7 @@ def other_client(study: OpenStudy) -> Machine:
 
 
 @pytest.mark.parametrize("database_kind", ["postgresql", "sqlite"])
-@pytest.mark.parametrize(("count", "times", "again"), [(12, 20, 2), pytest.param(100, 20, 20, marks=LONG)])
+@pytest.mark.parametrize(("count", "times", "again"), [(6, 20, 2), pytest.param(100, 20, 20, marks=LONG)])
 def test_one_key_many_times_at_once_is_one_act(
     ground: Ground, count: int, times: int, again: int, tally: Tally
 ) -> None:
