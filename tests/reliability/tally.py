@@ -20,6 +20,8 @@ FILE: Final = "RELIABILITY_TALLY"
 SEED: Final = "RELIABILITY_SEED"
 """The environment variable with the seed of one round; without it the push form's, which is always the same."""
 
+INTERRUPTED: Final[dict[str, Any]] = {"interrupted": True}
+"""The line of a run that somebody ended."""
 Tally = Callable[..., None]
 
 
@@ -50,6 +52,11 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" or report.outcome != "passed":
         why = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext[-4000:]
         _write({"test": report.nodeid, "outcome": report.outcome, "seconds": report.duration, "why": why})
+
+
+def pytest_keyboard_interrupt() -> None:
+    """Tell that the round is none."""
+    _write(INTERRUPTED)
 
 
 def _write(line: dict[str, Any]) -> None:
