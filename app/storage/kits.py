@@ -16,6 +16,7 @@ from sqlalchemy import (
     any_,
     bindparam,
     case,
+    cast,
     func,
     insert,
     literal_column,
@@ -81,7 +82,8 @@ _IN_STOCK: Final = select(_k.kit_id, _k.kit_code, _k.map_index, _k.sealed).where
     _k.status == literal_column(f"'{KitStatus.IN_STOCK.value}'"),
 )
 _AT_PLACES: Final = {
-    True: _IN_STOCK.where(_k.map_index == any_(bindparam("places", type_=ARRAY(Integer())))),
+    # As one word: as a list, each of some hundred places would be put into form twice, in half of the statement's time.
+    True: _IN_STOCK.where(_k.map_index == any_(cast(bindparam("places", type_=Text()), ARRAY(Integer())))),
     False: _IN_STOCK.where(
         _k.map_index.in_(select(func.json_each(bindparam("places", type_=Text())).table_valued("value").c.value))
     ),
@@ -131,7 +133,7 @@ def list_at_places(tx: Transaction, study_id: UUID, consignment: Assignable, pla
         {
             "study_id": study_id,
             "consignment_id": consignment.consignment_id,
-            "places": list(places) if tx.is_postgresql else json.dumps(list(places)),
+            "places": f"{{{','.join(map(str, places))}}}" if tx.is_postgresql else json.dumps(list(places)),
         },
     )
     found = {row.map_index: _sealed_kit(row, consignment) for row in rows}
