@@ -180,7 +180,7 @@ def check_told(running: RunningStudy, told: dict[str, dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     ("count", "clients", "isolation"),
     [
-        (60, 2, IsolationLevel.READ_COMMITTED),
+        (100, 2, IsolationLevel.READ_COMMITTED),
         pytest.param(2_000, 4, IsolationLevel.READ_COMMITTED, marks=LONG),
         pytest.param(500, 4, IsolationLevel.SERIALIZABLE, marks=LONG),
     ],
