@@ -78,32 +78,44 @@ _FIND_SLOT: Final = _SLOT.where(
     _sl.position == _ORDINAL - _ss.first_ordinal,
 )
 _claimed = _CLAIM.cte("claimed").c
-_CLAIM_SLOT: Final = (
+# Materialized: by itself PostgreSQL may begin with the slots, and join each of the stratum's before it takes the one.
+_place = (
     select(
         _s.schedule_id,
         _s.list_id,
         _s.segment_number,
         _claimed.stratum_id,
-        bindparam("of_code", type_=Text()).label("stratum_code"),
-        _sl.position,
-        _sl.randomization_number,
-        _sl.sealed,
-        (_claimed.allocated - 1).label("ordinal"),
+        _claimed.allocated,
+        (_claimed.allocated - 1 - _ss.first_ordinal).label("position"),
     )
     .select_from(tables.schedule_stratum)
     .join(tables.schedule, (_s.study_id == _ss.study_id) & (_s.schedule_id == _ss.schedule_id))
-    .join(
-        tables.slot,
-        (_sl.study_id == _ss.study_id) & (_sl.schedule_id == _ss.schedule_id) & (_sl.stratum_id == _ss.stratum_id),
-    )
     .where(
         _ss.study_id == bindparam("of_study"),
         _ss.stratum_id == _claimed.stratum_id,
         _s.status == ScheduleStatus.ACTIVE,
         _ss.first_ordinal < _claimed.allocated,
         _ss.first_ordinal + _ss.slot_count >= _claimed.allocated,
-        _sl.position == _claimed.allocated - 1 - _ss.first_ordinal,
     )
+    .cte("place")
+    .prefix_with("MATERIALIZED")
+    .c
+)
+_CLAIM_SLOT: Final = select(
+    _place.schedule_id,
+    _place.list_id,
+    _place.segment_number,
+    _place.stratum_id,
+    bindparam("of_code", type_=Text()).label("stratum_code"),
+    _sl.position,
+    _sl.randomization_number,
+    _sl.sealed,
+    (_place.allocated - 1).label("ordinal"),
+).where(
+    _sl.study_id == bindparam("of_study"),
+    _sl.schedule_id == _place.schedule_id,
+    _sl.stratum_id == _place.stratum_id,
+    _sl.position == _place.position,
 )
 _GET_SLOT: Final = _SLOT.where(_ss.schedule_id == bindparam("schedule_id"), _sl.position == bindparam("position"))
 
