@@ -267,7 +267,7 @@ def _share_statements(engine: Engine) -> None:
     """Have a house's engine use what the first of its kind compiled: a millisecond for each statement of each house."""
     first, compiled = _engines.setdefault(engine.dialect.name, (engine.dialect, engine._compiled_cache))
     if first is not engine.dialect:
-        engine.dialect.initialize = _know_already  # type: ignore[method-assign]
+        engine.dialect.initialize = _know_already  # type: ignore[method-assign]  # of this engine alone
     engine.dialect, engine._compiled_cache = first, compiled
 
 

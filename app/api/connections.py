@@ -58,13 +58,13 @@ class Connection(HttpToolsProtocol):
         self._arriving: TimerHandle | None = None
         self._taking: TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn narrows it so, and hands in no other
         """Make room for the new connection, and wait for its first request."""
         super().connection_made(transport)
         self._wait()
         if len(self.connections) > self._patience.most:
             # If all the others are being served, it is the newcomer who goes.
-            next(iter(self._patience.waited_for))._hang_up("full")  # noqa: SLF001  # another of this class
+            next(iter(self._patience.waited_for)).hang_up("full")
 
     def data_received(self, data: bytes) -> None:
         """Read what came, and hang up on what grows without end and is no body."""
@@ -72,7 +72,7 @@ class Connection(HttpToolsProtocol):
         super().data_received(data)
         self._beside_body += len(data) - self._body_in_hand
         if self._beside_body > MOST_BESIDE_BODY:
-            self._hang_up("large")
+            self.hang_up("large")
 
     def on_message_begin(self) -> None:
         """Wait for this request."""
@@ -103,7 +103,7 @@ class Connection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Wait for a client who takes an answer slowly."""
         super().pause_writing()
-        self._taking = self.loop.call_later(self._patience.seconds, self._hang_up, "slow")
+        self._taking = self.loop.call_later(self._patience.seconds, self.hang_up, "slow")
 
     def resume_writing(self) -> None:
         """Go on: a part of the answer was taken."""
@@ -119,7 +119,7 @@ class Connection(HttpToolsProtocol):
     def _wait(self) -> None:
         self._stop_waiting()
         self._patience.waited_for[self] = None
-        self._arriving = self.loop.call_later(self._patience.seconds, self._hang_up, "slow")
+        self._arriving = self.loop.call_later(self._patience.seconds, self.hang_up, "slow")
 
     def _stop_waiting(self) -> None:
         self._patience.waited_for.pop(self, None)
@@ -132,7 +132,7 @@ class Connection(HttpToolsProtocol):
             self._taking.cancel()
             self._taking = None
 
-    def _hang_up(self, reason: str) -> None:
+    def hang_up(self, reason: str) -> None:
         """End the connection at once, with whatever of an answer is still to be taken."""
         if not self.transport.is_closing():
             HUNG_UP.labels(reason).inc()

@@ -207,8 +207,8 @@ def open_(
 ) -> None:
     """Open what was encrypted to you: a final package, a consignment's packing list, or its sheets; unblinded."""
     from app.services.consignments import packing_list_info  # noqa: PLC0415  # no other command waits for the services
-    from app.services.envelopes import sheets_info  # noqa: PLC0415
-    from app.services.unblinding import final_package_info  # noqa: PLC0415
+    from app.services.envelopes import sheets_info  # noqa: PLC0415  # the same
+    from app.services.unblinding import final_package_info  # noqa: PLC0415  # the same
 
     code = StudyCode(study)
     if consignment is None:

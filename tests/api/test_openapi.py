@@ -327,6 +327,6 @@ def test_a_route_that_the_policy_does_not_know_is_not_built() -> None:
     route = door.router.routes[-1]
     assert isinstance(route, DoorRoute)
     # A word that no entry of the table names: at present every Action has one.
-    route.action = "strange:do"  # type: ignore[assignment]
+    route.action = "strange:do"  # type: ignore[assignment]  # an action that nobody declared is the point
     with pytest.raises(RuntimeError, match="no policy entry"):
         main._require_cover((*main.DOORS, door))

@@ -85,7 +85,7 @@ def sent_by(database: Database) -> Iterator[list[Said]]:
     """Collect what is sent meanwhile, as the driver gets it."""
     found: list[Said] = []
 
-    def listen(_connection: object, _cursor: object, statement: str, parameters: Any, *more: object) -> None:  # noqa: ANN401
+    def listen(_connection: object, _cursor: object, statement: str, parameters: Any, *more: object) -> None:  # noqa: ANN401  # the driver's
         is_many = more[-1]
         if statement.startswith(("SELECT", "WITH", "INSERT", "UPDATE")):
             found.append((statement, parameters[0] if is_many else parameters))
