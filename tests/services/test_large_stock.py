@@ -91,6 +91,15 @@ class TestSample:
         trial = supply.trial(house, per_arm=PER_ARM)
         assert looks(trial, 60) == ["places"] * 60
 
+    def test_as_many_places_as_the_share_in_stock_calls_for(self, house: House) -> None:
+        """Where most kits are used, more places are looked at from the second draw on, and never the whole stock again [B3, B5]"""
+        trial = supply.trial(house, per_arm=3 * PER_ARM)
+        for arm in ARMS:
+            leave(trial, arm, PER_ARM)
+        first, *others = looks(trial, 40)
+        assert first == "places"
+        assert others == ["all", *["places"] * 39]
+
     def test_one_that_was_nearly_too_small_is_larger_from_then_on(self, house: House) -> None:
         """Before an arm is so rare that a sample misses its floor, everything is looked at: no draw looks twice [B3, B5, T13]"""
         trial = supply.trial(house, per_arm=PER_ARM)
