@@ -17,9 +17,11 @@ from typing import Any, Final
 from tests.reliability.parts import ROUNDS, Part
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
-RESULTS: Final = Path(__file__).resolve().parent / "results"
+BELOW: Final = ROOT / "tests/reliability"
+RESULTS: Final = BELOW / "results"
 CHANGED: Final = " with changes"
-_TESTED: Final = ("app", "migrations", "tests", "pyproject.toml", "constraints.txt", ":!tests/reliability/results")
+_SERVICE: Final = ("app", "migrations", "constraints.txt")
+_RUNNER: Final = frozenset({"__init__.py", "__main__.py", "ledger.py", "parts.py", "tally.py"})
 _LIBRARIES: Final = ("fastapi", "psycopg", "pytest", "sqlalchemy", "starlette", "uvicorn")
 
 
@@ -66,7 +68,7 @@ class Ledger:
     def __init__(self, part: Part, folder: Path = RESULTS, commit: str | None = None) -> None:
         self.part = part
         self.path = folder / part.file_name
-        self.commit = commit if commit is not None else tested_commit()
+        self.commit = commit if commit is not None else tested_commit(*part.paths)
         self.rounds: list[dict[str, Any]] = []
         self.violations: list[dict[str, Any]] = []
         self.skipped: dict[str, str] = {}
@@ -133,14 +135,15 @@ class Ledger:
         unfinished.replace(self.path)
 
 
-@cache
-def tested_commit() -> str:
-    """Return the last commit that changed the service or its tests, marked when something is not committed.
+def tested_commit(*tests: str) -> str:
+    """Return the last commit that changed the service, these tests or what they stand on, marked when something is not committed.
 
-    A commit of results, or of a README, is not a new state of what was tested.
+    A commit of results, of a README or of another part's tests is not a new state of what these have shown.
     """
-    commit = _git("log", "-1", "--format=%H", "--", *_TESTED)
-    return (commit or "not in a repository") + (CHANGED if _git("status", "--porcelain", "--", *_TESTED) else "")
+    helpers = [one for one in BELOW.glob("*.py") if one.name not in _RUNNER and not one.name.startswith("test_")]
+    paths = [*_SERVICE, *(str(one.relative_to(ROOT)) for one in helpers), *(test.partition("::")[0] for test in tests)]
+    commit = _git("log", "-1", "--format=%H", "--", *paths)
+    return (commit or "not in a repository") + (CHANGED if _git("status", "--porcelain", "--", *paths) else "")
 
 
 def _git(*arguments: str) -> str:

@@ -1,9 +1,14 @@
 """The results of the long form say what was reached, at which commit, and nothing more."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.reliability import ledger
 from tests.reliability.ledger import ROOT, Ledger, Round, read_round
 from tests.reliability.parts import PARTS, Part
 
@@ -47,12 +52,37 @@ def test_what_was_changed_and_not_committed_never_adds_up(tmp_path: Path) -> Non
     assert kept["reached"]["postgresql.kills"] == 20
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="nobody commits on a machine without git")
+def test_what_changed_beside_a_part_leaves_its_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part's state is the service, what its tests stand on and the tests themselves; nobody else's tests [done when 7]"""
+    monkeypatch.setattr(ledger, "ROOT", tmp_path)
+    monkeypatch.setattr(ledger, "BELOW", tmp_path / "tests/reliability")
+
+    def state_after(*changed: str) -> str:
+        for path in changed:
+            file = tmp_path / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(file.read_text() + "more\n" if file.exists() else "")
+        git = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost"]
+        for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a change"]):
+            subprocess.run([*git, *command], cwd=tmp_path, check=True)
+        return ledger.tested_commit("tests/reliability/test_kill.py::test_one")
+
+    shared = ("app/doors.py", "migrations/0001.py", "constraints.txt", "tests/reliability/load.py")
+    begun = state_after(*shared, "tests/reliability/test_kill.py")
+    assert state_after("README.md", "tests/reliability/test_model.py", "tests/reliability/results/kills.json") == begun
+    states = [begun, *(state_after(path) for path in (*shared, "tests/reliability/test_kill.py"))]
+    assert len(set(states)) == len(states)
+    (tmp_path / "app/doors.py").write_text("not committed")
+    assert ledger.tested_commit("tests/reliability/test_kill.py").endswith(ledger.CHANGED)
+
+
 def test_violation_stays_and_its_test_counts_nothing(tmp_path: Path) -> None:
     """A failed round is kept with its seed; the part is not complete whatever else is reached [done when 7]"""
-    ledger = Ledger(PART, tmp_path, "one")
-    ledger.add(a_round({"postgresql.kills": 40, "sqlite.kills": 20}, "failed"))
-    assert ledger.counts == {}
-    ledger.add(a_round({"postgresql.kills": 40, "sqlite.kills": 20}))
+    kept = Ledger(PART, tmp_path, "one")
+    kept.add(a_round({"postgresql.kills": 40, "sqlite.kills": 20}, "failed"))
+    assert kept.counts == {}
+    kept.add(a_round({"postgresql.kills": 40, "sqlite.kills": 20}))
     again = Ledger(PART, tmp_path, "one")
     assert (again.share, again.is_complete) == (1, False)
     assert again.violations == [{"test": "t", "seed": 7, "why": "because"}]
