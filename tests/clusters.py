@@ -21,7 +21,7 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from tests.databases import SETTINGS, PostgresServer, give_to_servers, postgres_binaries, server_folder
+from tests.databases import SETTINGS, PostgresServer, give_to_servers, postgres_binaries, processes_below, server_folder
 
 NAMES: Final = ("a", "b")
 DATABASE: Final = "snose"
@@ -73,7 +73,7 @@ class Cluster:
 
     def hold_standby(self) -> None:
         """Stop the standby from taking up anything more; what is committed from now on is on the primary alone."""
-        (self._held,) = (pid for pid, title in self.standby.processes().items() if "walreceiver" in title)
+        (self._held,) = (pid for pid, title in processes_below(self.standby.pid).items() if "walreceiver" in title)
         os.kill(self._held, signal.SIGSTOP)
 
     def let_go_on(self) -> None:

@@ -225,20 +225,11 @@ class PostgresServer(Postgres):
         self._process.wait()
         self._process = None
 
-    def processes(self) -> dict[int, str]:
-        """Return what runs below the server's first process, by process id: backends, the checkpointer, the rest."""
-        found = {}
-        for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text(encoding="ascii").split():
-            # One that ended in between says nothing.
-            with suppress(OSError):
-                found[int(child)] = Path(f"/proc/{child}/cmdline").read_text(errors="replace").rstrip("\0 ")
-        return found
-
     def kill_all(self) -> None:
         """End every process of the server at once: none lives on to finish what it had in hand."""
         # Stopped first, so that it starts nothing while its children are counted.
         os.kill(self.pid, signal.SIGSTOP)
-        for child in self.processes():
+        for child in processes_below(self.pid):
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
         self.kill()
@@ -254,6 +245,16 @@ class PostgresServer(Postgres):
             else:
                 return True
         return False
+
+
+def processes_below(process: int) -> dict[int, str]:
+    """Return the children of a process: their ids, and what each was started as or calls itself."""
+    found = {}
+    for child in Path(f"/proc/{process}/task/{process}/children").read_text(encoding="ascii").split():
+        # One that ended since it was listed says nothing.
+        with suppress(OSError):
+            found[int(child)] = Path(f"/proc/{child}/cmdline").read_text(errors="replace").rstrip("\0 ")
+    return found
 
 
 def memory() -> Path | None:

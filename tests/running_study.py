@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pytest
+from httpx2 import Response
 from sqlalchemy import text
 
 from app.domain.words import Role
@@ -20,6 +21,17 @@ from tests.memory import remembered
 
 S: Final = f"/v1/studies/{STUDY}"
 TREATMENTS: Final = {arm["arm_code"]: arm["treatment"] for arm in STUDY_BODY["arms"]}
+
+
+def allocation_of(subject: str) -> dict[str, Any]:
+    """Return the body that asks for the allocation of a subject at site 01."""
+    return {
+        "subject_id": subject,
+        "site_code": "01",
+        "strata": {},
+        "consent_confirmed": True,
+        "eligibility_confirmed": True,
+    }
 
 
 @dataclass
@@ -52,16 +64,25 @@ class RunningStudy:
         return self.allocate(f"01-{len(self.allocations) + 1:04}")
 
     def allocate(self, subject: str) -> dict[str, Any]:
-        body = {
-            "subject_id": subject,
-            "site_code": "01",
-            "strata": {},
-            "consent_confirmed": True,
-            "eligibility_confirmed": True,
-        }
-        answer: dict[str, Any] = expect(self.investigator.post(f"{S}/allocations", json=body), 201)
+        answer: dict[str, Any] = expect(self.investigator.post(f"{S}/allocations", json=allocation_of(subject)), 201)
         self.allocations.append(answer)
         return answer
+
+    def ask(self, subject: str) -> Response:
+        """Ask once for the allocation of a subject, with a key."""
+        headers = {"Idempotency-Key": f"key-{subject}"}
+        return self.investigator.post(f"{S}/allocations", json=allocation_of(subject), headers=headers)
+
+    def ask_until_told(self, subject: str, tries: int) -> dict[str, Any]:
+        """Return what a patient client is told in the end; anything but "later" on the way fails."""
+        said = ""
+        for _ in range(tries):
+            answer = self.ask(subject)
+            if answer.status_code in {200, 201}:
+                return dict(answer.json())
+            said = answer.text
+            assert answer.status_code == 503 or answer.json()["code"] == "in_progress", said
+        raise AssertionError(said)
 
     def free_kit(self) -> str:
         """Return the code of a kit that nobody was given."""

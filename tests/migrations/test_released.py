@@ -23,7 +23,7 @@ from app.storage import migrate
 from tests.databases import postgres_programs
 from tests.harness import _ROOT_KEY, Caller, House, SeededEntropy, TickingClock, expect
 from tests.migrations.releases import FOLDER, FROZEN, RELEASES, SINK, Release, digests_of_migrations
-from tests.running_study import S
+from tests.running_study import S, allocation_of
 
 VERIFIER = Path(__file__).parents[2] / "app" / "verifier.py"
 
@@ -77,14 +77,7 @@ def check_goes_on(investigator: Caller, treatment: str, randomization_number: st
     body = {"subject_id": "01-0001", "reason_code": "overdose"}
     broken = expect(investigator.post(f"{S}/code-breaks", json=body, step_up=True), 201)
     assert broken["treatment"] == treatment
-    asked = {
-        "subject_id": "01-0004",
-        "site_code": "01",
-        "strata": {},
-        "consent_confirmed": True,
-        "eligibility_confirmed": True,
-    }
-    allocated = expect(investigator.post(f"{S}/allocations", json=asked), 201)
+    allocated = expect(investigator.post(f"{S}/allocations", json=allocation_of("01-0004")), 201)
     assert allocated["randomization_number"] == randomization_number
 
 

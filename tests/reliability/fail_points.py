@@ -251,7 +251,7 @@ def _count(house: House, instants: Instants) -> None:
             instants.passed("in COPY")
         instants.passed("after COPY")
 
-    psycopg.Cursor.copy = counted_copy  # type: ignore[method-assign]
+    psycopg.Cursor.copy = counted_copy  # type: ignore[method-assign]  # COPY is no statement that SQLAlchemy hears
     vars(sink)["os"] = _counted_files(instants)
     house.client._in_process._asgi.app = _counted_answer(house.app, instants)
 

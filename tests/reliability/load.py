@@ -108,18 +108,18 @@ class Journal:
     """What the clients know, one line for each acknowledged request, on the disk before anything else is asked."""
 
     def __init__(self, path: Path) -> None:
+        path.touch()
         self.path = path
         self.count = 0
-        self._file = path.open("ab")
         self._lock = threading.Lock()
 
     def acknowledged(self, request: Request, answer: Answer) -> None:
         """Keep an answer for good."""
         line = {"study": request.study, "subject": request.subject, "body": answer.body.decode()}
-        with self._lock:
-            self._file.write(json.dumps(line).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        with self._lock, self.path.open("ab") as file:
+            file.write(json.dumps(line).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
             self.count += 1
 
     def lines(self) -> Iterator[dict[str, Any]]:
@@ -127,10 +127,6 @@ class Journal:
         with self.path.open("rb") as file:
             for line in file:
                 yield json.loads(line)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 @dataclass

@@ -32,6 +32,7 @@ from app.services.people import register_first_admin
 from app.settings import Settings
 from app.storage import migrate
 from app.surroundings import surroundings
+from tests.databases import processes_below
 
 # Guards against a hang, never a measurement: the machine may be busy with other tests.
 READY_WITHIN_SECONDS: Final = 180.0
@@ -160,9 +161,8 @@ class Service:
         raise AssertionError(message)
 
     def worker_pids(self) -> list[int]:
-        """Return the process ids of the workers: the parent's children that run the application."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text(encoding="ascii").split()
-        return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        """Return the process ids of the workers: the parent's children that run the application, and have not ended."""
+        return [pid for pid, command in processes_below(self.pid).items() if "spawn_main" in command]
 
     def _end_of_log(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")[-3000:]

@@ -453,7 +453,6 @@ def siege(database_kind: str, database_url: str, tmp_path: Path) -> Iterator[Sie
         begun.rests = max(map(_megabytes, service.worker_pids()))
         yield begun
         # Nobody of all that came changed what was acknowledged, and the service is whole.
-        begun.journal.close()
         known = check_journal(check_records(service, study, tmp_path), begun.journal)
         assert len(known) == begun.subjects
         sponsor.close()

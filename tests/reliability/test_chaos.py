@@ -137,33 +137,15 @@ def raging(house: House, chaos: Chaos) -> Iterator[None]:
         struck.close()
 
 
-def ask_until_told(running: RunningStudy, subject: str) -> dict[str, Any]:
-    """Return what a patient client is told in the end; anything but "later" on the way fails."""
-    body = {
-        "subject_id": subject,
-        "site_code": "01",
-        "strata": {},
-        "consent_confirmed": True,
-        "eligibility_confirmed": True,
-    }
-    headers = {"Idempotency-Key": f"key-{subject}"}
-    said = ""
-    for _ in range(_TRIES):
-        answer = running.investigator.post(f"{S}/allocations", json=body, headers=headers)
-        if answer.status_code in {200, 201}:
-            return dict(answer.json())
-        said = answer.text
-        assert answer.status_code == 503 or answer.json()["code"] == "in_progress", said
-    raise AssertionError(said)
-
-
 def allocate_in_chaos(running: RunningStudy, chaos: Chaos, count: int, clients: int) -> dict[str, dict[str, Any]]:
     """Return what was told of so many subjects."""
     subjects = [f"01-{number:05}" for number in range(1, count + 1)]
     # Signed in before: the chaos is for the trial's own acts.
     running.investigator.token()
     with raging(running.house, chaos), ThreadPoolExecutor(clients) as asking:
-        return dict(zip(subjects, asking.map(lambda subject: ask_until_told(running, subject), subjects), strict=True))
+        return dict(
+            zip(subjects, asking.map(lambda subject: running.ask_until_told(subject, _TRIES), subjects), strict=True)
+        )
 
 
 def check_told(running: RunningStudy, told: dict[str, dict[str, Any]]) -> None:

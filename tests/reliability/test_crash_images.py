@@ -16,7 +16,7 @@ from tests.reliability.crash_images import Image, Operation, images, recorded, w
 from tests.reliability.fail_points import Sent
 from tests.reliability.records import check_tables
 from tests.reliability.tally import Tally
-from tests.running_study import S, running_study
+from tests.running_study import S, allocation_of, running_study
 
 pytestmark = [
     pytest.mark.long,
@@ -33,14 +33,9 @@ def record(house: House, folder: Path, pragmas: tuple[str, ...] = ()) -> tuple[l
     requests = {}
     for number in range(1, SUBJECTS + 1):
         subject = f"01-{number:04}"
-        body = {
-            "subject_id": subject,
-            "site_code": "01",
-            "strata": {},
-            "consent_confirmed": True,
-            "eligibility_confirmed": True,
-        }
-        requests[subject] = Sent.by(house.client, "POST", f"{S}/allocations", headers=headers, json=body).told()
+        requests[subject] = Sent.by(
+            house.client, "POST", f"{S}/allocations", headers=headers, json=allocation_of(subject)
+        ).told()
     database = house.deployment.database.sqlite_file
     assert database is not None
     house.leave()

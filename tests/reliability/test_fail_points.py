@@ -21,7 +21,7 @@ from tests.reliability import fail_points
 from tests.reliability.fail_points import KEY, Explored, Explorer, Moment, Sent, Violated
 from tests.reliability.tally import Tally
 from tests.reliability.zygote import Zygote
-from tests.running_study import RunningStudy, S, running_study
+from tests.running_study import RunningStudy, S, allocation_of, running_study
 from tests.security.operations import Operation, operation_at
 from tests.security.script import running
 from tests.security.whole_script import WholePlay
@@ -71,15 +71,10 @@ def kept(house: House, folder: Path) -> Iterator[Moment]:
 
 def allocation(study: RunningStudy, *, key: str | None = None) -> Sent:
     """Return a request for a new subject; known by its content alone where it has no key."""
-    body = {
-        "subject_id": "01-0009",
-        "site_code": "01",
-        "strata": {},
-        "consent_confirmed": True,
-        "eligibility_confirmed": True,
-    }
     token = {"Authorization": f"Bearer {study.investigator.token()}"}
-    return Sent.by(study.house.client, "POST", f"{S}/allocations", headers=token, json=body, key=key)
+    return Sent.by(
+        study.house.client, "POST", f"{S}/allocations", headers=token, json=allocation_of("01-0009"), key=key
+    )
 
 
 def code_break(study: RunningStudy) -> Sent:
@@ -174,14 +169,7 @@ class EveryAct(WholePlay):
     """The whole script without what only reads, and without what fails by itself."""
 
     def run(self) -> bytes:
-        enrolled = self.play_blinded()
-        self.unblind_some()
-        self.unblind_more()
-        self.open_an_envelope()
-        self.administer()
-        self.misuse_lists()
-        self.pack_and_import()
-        enrolled = self.go_to_the_floor(enrolled)
+        enrolled = self.go_to_the_floor(self.begin())
         self.exhaust(enrolled)
         self.extend()
         self.stop()

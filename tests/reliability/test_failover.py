@@ -115,7 +115,6 @@ def test_primary_lost_under_load(tmp_path: Path, failovers: int, round_seed: int
                 without.append(fail_over_in_traffic(ground, servers, journal, after))
             records = check_records(ground.service, study, tmp_path)
             assert len(records) == len(check_journal(records, journal)) == begin + BATCH
-        journal.close()
         # A process that has seen nothing holds the database against the sink before it is ready.
         ground.service.stop()
         ground.service.start()
@@ -133,7 +132,6 @@ def test_pair_that_is_not_synchronous(tmp_path: Path) -> None:
         servers.hold_standby()
         with asking(ground, requests, journal):
             pass
-        journal.close()
         servers.lose_primary()
         servers.promote()
         with pytest.raises(KeyError, match="S-"):

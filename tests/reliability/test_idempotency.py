@@ -42,7 +42,6 @@ class Keys:
         repeated = [request for request in requests for _ in range(times)]
         # Patient clients: whoever meets its own twin in the act is told to come again, and does.
         outcome = load.run(self.ground.service.port, repeated, CLIENTS, journal=journal, expected=expected)
-        journal.close()
         self.repeated += len(repeated)
         answers = defaultdict(list)
         for request, answer in outcome.answers:

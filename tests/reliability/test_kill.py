@@ -53,7 +53,6 @@ def test_kill_in_mid_traffic_loses_and_doubles_nothing(
             kill_a_worker(ground, chance)
             worker_kills += 1
             tally(worker_kills=1)
-    journal.close()
     records = check_records(ground.service, study, ground.folder)
     assert len(records) == len(check_journal(records, journal)) == subjects
     tally(acknowledged=subjects)
@@ -72,7 +71,6 @@ def test_build_that_answers_before_its_commit_is_found(ground: Ground) -> None:
     with traffic(ground, requests, journal) as reached:
         reached(10)
         ground.service.kill()
-    journal.close()
     ground.service.start()
     with pytest.raises(KeyError, match="S-"):
         check_journal(check_database(ground.service, study), journal)

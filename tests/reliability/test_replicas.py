@@ -19,7 +19,7 @@ from tests.reliability.conftest import Ground
 from tests.reliability.records import check_export, check_records, check_tables
 from tests.reliability.service import Service
 from tests.reliability.tally import Tally
-from tests.running_study import RunningStudy, S, running_study
+from tests.running_study import RunningStudy, S, allocation_of, running_study
 
 LONG: Final = (pytest.mark.long, pytest.mark.timeout(0))
 CLIENTS: Final = 8
@@ -39,14 +39,7 @@ def ask_all_at_once(running: RunningStudy, houses: Sequence[House], subjects: Se
     token = running.investigator.token()
 
     def ask(house: House, subject: str) -> Response:
-        body = {
-            "subject_id": subject,
-            "site_code": "01",
-            "strata": {},
-            "consent_confirmed": True,
-            "eligibility_confirmed": True,
-        }
-        return house.send("POST", f"{S}/allocations", token=token, json=body)
+        return house.send("POST", f"{S}/allocations", token=token, json=allocation_of(subject))
 
     with ThreadPoolExecutor(len(houses)) as clients:
         return [
@@ -129,8 +122,6 @@ def test_two_services_under_load(
                 outcomes.append(load.run(port, wanted, CLIENTS, journal=journal))
             except (OSError, AssertionError) as error:
                 failures.append(error)
-            finally:
-                journal.close()
 
         # In two orders, so that now one and now the other is first.
         ports = {ground.service.port: requests, second.port: requests[::2] + requests[1::2]}

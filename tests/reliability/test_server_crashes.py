@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from tests.databases import PostgresServer, postgres_server
+from tests.databases import PostgresServer, postgres_server, processes_below
 from tests.reliability import load
 from tests.reliability.conftest import Ground
 from tests.reliability.load import Journal
@@ -53,7 +53,7 @@ def _kill_one(server: PostgresServer, kind: str) -> None:
     # After another crash, those that are looked for may not be back yet.
     until = time.monotonic() + READY_WITHIN_SECONDS
     while time.monotonic() < until:
-        found = [pid for pid, title in server.processes().items() if kind in title]
+        found = [pid for pid, title in processes_below(server.pid).items() if kind in title]
         if found:
             os.kill(found[0], signal.SIGKILL)
             return
@@ -111,7 +111,6 @@ def test_crash_under_load(ground: Ground, server: PostgresServer, crashes: int, 
             time.sleep(0.01)
         records = check_records(ground.service, study, ground.folder)
         assert len(records) == len(check_journal(records, journal)) == begin + BATCH
-    journal.close()
     tally(crashes=crashes, acknowledged=journal.count, **happened)
 
 
@@ -127,7 +126,6 @@ def test_server_that_forgets(ground: Ground, server: PostgresServer) -> None:
     journal = Journal(ground.folder / "journal.jsonl")
     with asking(ground, requests, journal):
         pass
-    journal.close()
     server.kill_all()
     shutil.rmtree(server.data)
     earlier.rename(server.data)

@@ -47,28 +47,6 @@ class Ground:
         self.asked += count
         return [f"01-{number:04}" for number in range(1001 + self.asked - count, 1001 + self.asked)]
 
-    def ask(self, subject: str) -> Response:
-        """Ask for an allocation once, with a key."""
-        body = {
-            "subject_id": subject,
-            "site_code": "01",
-            "strata": {},
-            "consent_confirmed": True,
-            "eligibility_confirmed": True,
-        }
-        headers = {"Idempotency-Key": f"key-{subject}"}
-        return self.running.investigator.post(f"{S}/allocations", json=body, headers=headers)
-
-    def ask_until_told(self, subject: str) -> dict[str, Any]:
-        """Return the allocation, asked for as often as a patient client does: the pool has to find the new primary first."""
-        said = ""
-        for _ in range(_TRIES):
-            answer = self.ask(subject)
-            if answer.status_code in {200, 201}:
-                return dict(answer.json())
-            said = answer.text
-        raise AssertionError(said)
-
     def check_told(self, told: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
         """Return the allocations on the server that is left; every one that was told is there as it was told."""
         kept = allocated_in(self.servers.url)
@@ -141,7 +119,7 @@ def ask_in_vain(ground: Ground, subjects: Sequence[str]) -> tuple[dict[str, dict
     """Ask for allocations all at once, each wait for the standby cancelled; return what was told, and how many waits it took."""
     ground.running.investigator.token()
     with cancelling(ground.servers) as cancelled, ThreadPoolExecutor(len(subjects)) as clients:
-        answers = dict(zip(subjects, clients.map(ground.ask, subjects), strict=True))
+        answers = dict(zip(subjects, clients.map(ground.running.ask, subjects), strict=True))
     told = {subject: answer.json() for subject, answer in answers.items() if answer.status_code in {200, 201}}
     for subject in answers.keys() - told.keys():
         assert answers[subject].status_code == 503, answers[subject].text
@@ -180,7 +158,7 @@ def check_cancelled_waits(ground: Ground, waits: int, clients: int) -> tuple[int
             assert not set(ground.check_told(told)) & set(subjects)
         else:
             ground.servers.let_go_on()
-        told |= {subject: ground.ask_until_told(subject) for subject in subjects}
+        told |= {subject: ground.running.ask_until_told(subject, _TRIES) for subject in subjects}
         ground.check_told(told)
         turns += 1
     ground.check_trust(ground.running.person("inspector"))
@@ -201,7 +179,7 @@ def test_build_that_ignores_the_warning(ground: Ground, monkeypatch: pytest.Monk
     # A new process, which has not seen what is lost.
     ground.house.leave()
     ground.house.open()
-    ground.check_told({subject: ground.ask_until_told(subject) for subject in subjects})
+    ground.check_told({subject: ground.running.ask_until_told(subject, _TRIES) for subject in subjects})
 
 
 def readings(ground: Ground, subject: str) -> dict[str, Callable[[], Response]]:
@@ -225,11 +203,11 @@ def shown_falsely(ground: Ground) -> set[str]:
     (subject,) = ground.subjects(1)
     asked = readings(ground, subject)
     with cancelling(ground.servers):
-        assert ground.ask(subject).status_code == 503
+        assert ground.running.ask(subject).status_code == 503
         statuses = {name: ask().status_code for name, ask in asked.items()}
     assert set(statuses.values()) <= {200, 503}
     ground.servers.let_go_on()
-    ground.check_told({subject: ground.ask_until_told(subject)})
+    ground.check_told({subject: ground.running.ask_until_told(subject, _TRIES)})
     return {name for name, status in statuses.items() if status == 200}
 
 
@@ -256,7 +234,7 @@ def publish_in_vain(ground: Ground) -> None:
         keeper.round()
     ground.servers.fail_over()
     while ground.house.client.get("/readyz").status_code != 200:
-        ground.ask_until_told(name)
+        ground.running.ask_until_told(name, _TRIES)
     ground.house.deployment.checkpoints.compare(ground.house.deployment.database)
 
 

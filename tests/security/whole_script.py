@@ -62,13 +62,7 @@ class WholePlay(Play):
 
     def run(self) -> bytes:
         """Play everything and return the final package."""
-        enrolled = self.play_blinded()
-        self.unblind_some()
-        self.unblind_more()
-        self.open_an_envelope()
-        self.administer()
-        self.misuse_lists()
-        self.pack_and_import()
+        enrolled = self.begin()
         self.keep()
         self.read_state([1, 5])
         self.read_documented()
@@ -86,6 +80,17 @@ class WholePlay(Play):
         self.sweep()
         self.lose_what_was_kept()
         return package
+
+    def begin(self) -> int:
+        """Do what is done while all is well, and return how many are enrolled."""
+        enrolled = self.play_blinded()
+        self.unblind_some()
+        self.unblind_more()
+        self.open_an_envelope()
+        self.administer()
+        self.misuse_lists()
+        self.pack_and_import()
+        return enrolled
 
     def _token(self, who: Person | Machine, *, step_up: bool) -> str:
         """Return a token; the script lasts longer than that of a machine."""

@@ -36,7 +36,7 @@ from app.storage.sink import FileSink
 from tests import harness
 from tests.databases import postgres_programs
 from tests.harness import _ROOT_KEY, STUDY, House, expect
-from tests.running_study import RunningStudy, S, running_study
+from tests.running_study import RunningStudy, S, allocation_of, running_study
 from tests.services.test_escrow import grow_the_sink
 
 NOW: Final = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
@@ -121,15 +121,8 @@ class TestBackUp:
         """The restored service refuses to randomize, breaks codes, and goes on after a recovery statement."""
         other = rehearsed(running.house, url, folder)
         with other:
-            body = {
-                "subject_id": "01-0009",
-                "site_code": "01",
-                "strata": {},
-                "consent_confirmed": True,
-                "eligibility_confirmed": True,
-            }
             token = {"Authorization": f"Bearer {running.investigator.token()}"}
-            refused = other.client.post(f"{S}/allocations", json=body, headers=token)
+            refused = other.client.post(f"{S}/allocations", json=allocation_of("01-0009"), headers=token)
             assert (refused.status_code, refused.json()["code"]) == (503, "rollback_suspected")
 
     @pytest.mark.parametrize("database_kind", ["sqlite"])
