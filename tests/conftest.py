@@ -24,7 +24,7 @@ EXIT_STACK = pytest.StashKey[ExitStack]()
 SERVER_DIRECTORY = pytest.StashKey[Path]()
 WORKER_INPUT = "snose_postgres"
 LONG_ONES = ("tests", "security", "reliability")
-"""The folders of tests that take seconds each."""
+"""The folders of tests that take seconds each: whole plays, and processes."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,8 +37,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have the tests of whole plays and processes come first: at the end no process waits for a long one of another."""
+    """Have the long ones come first, so that at the end no process waits for one of another; their coverage is not measured.
+
+    What only a whole play reaches has no test of its own; and measured, the plays take half as long again.
+    """
     items.sort(key=lambda item: item.path.parent.name not in LONG_ONES)
+    for item in items:
+        if item.path.parent.name in LONG_ONES:
+            item.add_marker("no_cover")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
