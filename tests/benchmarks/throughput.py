@@ -147,25 +147,29 @@ def measure_stock(url: str, workers: int, size: Size) -> dict[str, float]:
     with running(url, workers) as (service, sponsor):
         few = sponsor.open_study("FEW", SITES[:1], 2 * size.rounds * count, KITS_PER_ARM, size.rounds * count // 28 + 2)
         many = sponsor.open_study("MANY", SITES[:1], 2 * size.rounds * count, 1000, size.rounds * count // 1900 + 1)
-        rates: dict[str, list[float]] = {"few": [], "many": []}
+        rates: dict[str, list[float]] = {"few": [], "many": [], "used": [], "fresh": []}
         for turn in range(size.rounds):
             for name, study in (("few", few), ("many", many)):
                 rates[name].append(_send(service, [study], f"{turn}", count, 8).rate)
-        per_arm = size.used_kits // 2 + 3 * count
-        used = sponsor.open_study("USED", SITES[:1], size.used_kits + 8 * count, per_arm)
-        start = _send(service, [used], "start", count, 8).rate
+        # Two of a kind, of which one is used up first; then they take turns, as the machine's mood is the same for both only there.
+        subjects = size.used_kits + 2 * size.rounds * count
+        used, fresh = (
+            sponsor.open_study(code, SITES[:1], subjects, subjects // 2 + count) for code in ("USED", "FRESH")
+        )
         _send(service, [used], "used", size.used_kits, 8)
-        after = _send(service, [used], "after", count, 8).rate
-        fresh = sponsor.open_study("FRESH", SITES[:1], 4 * count, per_arm)
+        for turn in range(size.rounds):
+            for name, study in (("used", used), ("fresh", fresh)):
+                rates[name].append(_send(service, [study], f"{turn}", count, 8).rate)
         return {
             "rate_40": median(rates["few"]),
             "rate_2000": median(rates["many"]),
             "ratio_2000_to_40": median(many / few for many, few in zip(rates["many"], rates["few"], strict=True)),
-            "rate_at_start": start,
-            "rate_after_used": after,
             "kits_used": size.used_kits,
-            # A study at its start, measured beside, shows what of it is the machine's own change of mood.
-            "ratio_after_to_start": after / _send(service, [fresh], "start", count, 8).rate,
+            "rate_after_used": median(rates["used"]),
+            "rate_at_start": median(rates["fresh"]),
+            "ratio_after_to_start": median(
+                used / fresh for used, fresh in zip(rates["used"], rates["fresh"], strict=True)
+            ),
         }
 
 
