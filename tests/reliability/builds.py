@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -136,6 +137,30 @@ def _answers_before_commit() -> None:
     _change(database, "_commit", commit_later)
 
 
+def _deaf_to_commit() -> None:
+    """A COMMIT that fails is taken for one that went through."""
+    from app.storage import database  # noqa: PLC0415  # the same
+
+    commit = database._commit
+
+    def commit_anyhow(tx: "Transaction") -> None:
+        with suppress(database.CommitUncertain):
+            commit(tx)
+
+    _change(database, "_commit", commit_anyhow)
+
+
+def _deaf_to_the_sink() -> None:
+    """A sync that fails is taken for one that was made; SQLite makes its own."""
+    fsync = os.fsync
+
+    def sync_anyhow(descriptor: int) -> None:
+        with suppress(OSError):
+            fsync(descriptor)
+
+    _change(os, "fsync", sync_anyhow)
+
+
 BUILDS: Final[Mapping[str, Callable[[], None]]] = {
     "a day later": _a_day_later,
     "slow start": _slow_start,
@@ -144,4 +169,6 @@ BUILDS: Final[Mapping[str, Callable[[], None]]] = {
     "unclaimed subjects": _unclaimed_subjects,
     "keys passed over": _keys_passed_over,
     "answers before commit": _answers_before_commit,
+    "deaf to commit": _deaf_to_commit,
+    "deaf to the sink": _deaf_to_the_sink,
 }

@@ -79,6 +79,14 @@ PARTS: Final = (
     Part("replicas", ("tests/reliability/test_replicas.py",)),
     Part("chaos", ("tests/reliability/test_chaos.py",), {"postgresql.allocations": 20_000}),
     Part("fail points", ("tests/reliability/test_fail_points.py",), minutes=120),
+    Part(
+        "disk errors",
+        ("tests/reliability/test_io_errors.py",),
+        {"sqlite.errors": 700, "log_errors": 100},
+        minutes=120,
+    ),
+    Part("disk full", ("tests/reliability/test_disk_full.py",), {"fills": 50}),
+    Part("clocks", ("tests/reliability/test_clocks.py",)),
     Part("crash images", ("tests/reliability/test_crash_images.py",), {"sqlite.images": 2000}),
     Part(
         "database controls",

@@ -110,16 +110,18 @@ class Service:
         assert self._process is not None, "the service is not running"
         return self._process.pid
 
-    def start(self, more: Mapping[str, str] = MappingProxyType({}), until: str = "/readyz") -> float:
+    def start(
+        self, more: Mapping[str, str] = MappingProxyType({}), until: str = "/readyz", under: Sequence[str] = ()
+    ) -> float:
         """Start it, and return after how many seconds it was ready, or answered at another path.
 
-        ``more`` is set for these processes alone.
+        ``more`` is set for these processes alone; ``under`` is what runs the command, such as a tracer with its options.
         """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SNOSE_")}
         begun = time.monotonic()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "app.cli", "serve"],
+                [*under, sys.executable, "-m", "app.cli", "serve"],
                 env={**inherited, **self._environment, **more},
                 stdout=log,
                 stderr=log,
