@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from math import ceil
+from struct import unpack
 from typing import Final
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -24,12 +25,17 @@ from app.storage.kits import Assignable, SealedKit
 
 _SAMPLE_PER_ARM: Final = 4
 """How many times the floor of each arm the first sample holds, so that it nearly always suffices."""
-_DRAWS_PER_KIT: Final = 2
-"""How many places of a kit map are drawn for each kit of the sample, where all its kits are in stock; more where some are used."""
+_DRAWS_PER_KIT: Final = 3
+"""How many places of a kit map are drawn for each kit of the sample, where all its kits are in stock; more where some are used.
+
+So many that an even draw seldom opens half of what it finds: of two arms of one size, once in 10**7 draws.
+"""
 _NEARLY_ALL: Final = 2
 """A sample of which more than one in so many kits had to be opened was nearly too small."""
-_GROWTH: Final = 4
+_GROWTH: Final = 2
 """How many times larger a sample becomes that was nearly too small."""
+_LAST_LOOKS: Final = 8
+"""Of about so many looks the share in stock is the mean: of a single one it would jump, and with it what the next one finds."""
 _KEY_LENGTH: Final = 8
 """Bytes by which a kit is put in its place; that two are alike has a chance of 2**-64 for each pair."""
 
@@ -115,7 +121,7 @@ def _in_random_order(act: Act, consignment: Assignable, sample: int) -> Iterator
     The order is made here and never in a statement: whoever reads the server's log would see it, and with it which kits were
     passed over, which are of other arms (rule B5). What is read does not depend on what is found in it. Of a large consignment
     that is what is still in stock at random places of its kit map: the database then looks at those places only. How many of them
-    suffices follows from the share that was in stock at the last look, which every site may know. (2,000 kits in stock cost a
+    suffices follows from the share that was in stock at the last looks, which every site may know. (2,000 kits in stock cost a
     quarter of the rate without it.)
     """
     study_id, consignment_id, shares = act.study.study_id, consignment.consignment_id, act.deployment.stock_shares
@@ -124,7 +130,9 @@ def _in_random_order(act: Act, consignment: Assignable, sample: int) -> Iterator
     if draws < consignment.kit_count:
         places = _random_places(act, consignment.kit_count, draws)
         found = kits.list_at_places(act.tx, study_id, consignment, places)
-        shares[consignment_id] = max(1, len(found)) / len(places)
+        seen = max(1, len(found)) / len(places)
+        known = shares.get(consignment_id, seen)
+        shares[consignment_id] = known + (seen - known) / _LAST_LOOKS
     if len(found) < sample:
         found = kits.list_in_stock(act.tx, study_id, consignment)
         shares[consignment_id] = max(1, len(found)) / consignment.kit_count
@@ -135,10 +143,9 @@ def _in_random_order(act: Act, consignment: Assignable, sample: int) -> Iterator
 
 def _random_places(act: Act, kit_count: int, draws: int) -> list[int]:
     """Return different places of a kit map, each as likely as any other, in random order."""
-    chance = act.deployment.entropy.draw("kit places", 8 * draws)
     # 64 bits for each place: one is preferred to another by less than one in 10**13.
-    places = (int.from_bytes(chance[begin : begin + 8], "big") % kit_count for begin in range(0, len(chance), 8))
-    return list(dict.fromkeys(places))
+    chance = unpack(f">{draws}Q", act.deployment.entropy.draw("kit places", 8 * draws))
+    return list(dict.fromkeys(number % kit_count for number in chance))
 
 
 def holds_floor(act: Act, site_code: SiteCode, timezone: str, arms: Collection[ArmCode]) -> bool:
