@@ -24,7 +24,19 @@ EXIT_STACK = pytest.StashKey[ExitStack]()
 SERVER_DIRECTORY = pytest.StashKey[Path]()
 WORKER_INPUT = "snose_postgres"
 LONG_ONES = ("tests", "security", "reliability")
-"""The folders of tests that take seconds each: whole plays, and processes."""
+"""The folders of tests that take seconds each."""
+PLAYS = frozenset(
+    {
+        "test_canaries",
+        "test_canaries_of_a_process",
+        "test_cli",
+        "test_dump",
+        "test_tampering",
+        "test_twins",
+        "test_verifier",
+    }
+)
+"""The modules of whole plays, beside those in ``reliability``: measured, they take half as long again."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,13 +49,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have the long ones come first, so that at the end no process waits for one of another; their coverage is not measured.
+    """Have the tests of whole plays and processes come first: at the end no process waits for a long one of another.
 
-    What only a whole play reaches has no test of its own; and measured, the plays take half as long again.
+    Coverage does not see the plays: what only they reach has no test of its own.
     """
     items.sort(key=lambda item: item.path.parent.name not in LONG_ONES)
     for item in items:
-        if item.path.parent.name in LONG_ONES:
+        if item.path.parent.name == "reliability" or item.path.stem in PLAYS:
             item.add_marker("no_cover")
 
 

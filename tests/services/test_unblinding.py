@@ -110,17 +110,24 @@ class TestFinalPackage:
         again = running.people["list_approver"].post(asked(running), step_up=True)
         assert again.status_code == 200
 
-    def test_allocation_without_its_kit(self, running: RunningStudy) -> None:
-        """Somebody else's row now: the release is rolled back, and entered as a matter of integrity. [CUS-10, D4]"""
+    @pytest.mark.parametrize(
+        ("table", "column", "good", "bad"),
+        [
+            pytest.param("kit_assignment", "subject_key", "01-0001", "nobody", id="an allocation without its kit"),
+            pytest.param("allocation", "strata_used", "{}", "nothing", id="strata that are none"),
+        ],
+    )
+    def test_rows_of_somebody_else(self, running: RunningStudy, table: str, column: str, good: str, bad: str) -> None:
+        """The release is rolled back, and entered as a matter of integrity; with the row as it was it goes through. [CUS-10, D4]"""
         path = asked(running)
         approver = running.people["list_approver"]
-        change = "UPDATE kit_assignment SET subject_key = :new WHERE subject_key = :old"
-        with tampering(running, "kit_assignment"):
-            execute(running, change, new="nobody", old="01-0001")
+        change = f"UPDATE {table} SET {column} = :new WHERE {column} = :old"  # noqa: S608  # the test's own names
+        with tampering(running, table):
+            execute(running, change, new=bad, old=good)
             problem = expect(approver.post(path, step_up=True), 503)
             assert problem["code"] == "integrity_failure"
             assert running.house.trail(STUDY)[-1]["outcome"] == "integrity"
-            execute(running, change, new="01-0001", old="nobody")
+            execute(running, change, new=good, old=bad)
         assert approver.post(path, step_up=True).status_code == 200
 
     def test_sink_full(self, running: RunningStudy) -> None:
