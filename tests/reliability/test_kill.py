@@ -24,7 +24,7 @@ CLIENTS = 8
 
 
 @pytest.mark.parametrize("database_kind", ["postgresql", "sqlite"])
-@pytest.mark.parametrize(("kills", "subjects"), [(2, 120), pytest.param(10, 600, marks=LONG)])
+@pytest.mark.parametrize(("kills", "subjects"), [(1, 60), pytest.param(10, 600, marks=LONG)])
 def test_kill_in_mid_traffic_loses_and_doubles_nothing(
     ground: Ground, kills: int, subjects: int, round_seed: int, tally: Tally
 ) -> None:
