@@ -83,7 +83,7 @@ def check_every_row(ground: Ground) -> int:
 @pytest.mark.parametrize("database_kind", ["postgresql"])
 @pytest.mark.parametrize(
     ("kills", "subjects", "slots", "batch"),
-    [(1, 80, 30, 10), pytest.param(100, 4000, 125_000, 200, marks=LONG)],
+    [(2, 160, 30, 10), pytest.param(100, 4000, 125_000, 200, marks=LONG)],
 )
 def test_killed_under_load(ground: Ground, kills: int, subjects: int, slots: int, batch: int) -> None:
     """No failed request, no unreadable row, and the last run retires the old key [F4, CUS-08, done when 5; T26, G18]
