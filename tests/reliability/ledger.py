@@ -60,9 +60,9 @@ def read_round(
 
 
 class Ledger:
-    """A part's result: what its rounds have reached at the commit that is checked out, and beside it what earlier commits had.
+    """A part's result: what its rounds have reached since the last commit that changed what it tests, and beside it what earlier ones had.
 
-    Counts of different commits are never added: evidence is about one state of the code.
+    Counts of different states are never added: evidence is about one state of the code.
     """
 
     def __init__(self, part: Part, folder: Path = RESULTS, commit: str | None = None) -> None:
