@@ -60,7 +60,7 @@ def read_round(
 
 
 class Ledger:
-    """A part's result: what its rounds have reached since the last commit that changed what it tests, and beside it what earlier ones had.
+    """A part's result: its counts since the last commit that changed what it tests, and beside them what earlier ones had.
 
     Counts of different states are never added: evidence is about one state of the code.
     """
