@@ -21,7 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks import throughput
-from tests.benchmarks.lists import measure_list
+from tests.benchmarks.growth import measure_growth
+from tests.benchmarks.lists import measure_kit_codes, measure_list
+from tests.benchmarks.shares import measure_shares
 from tests.benchmarks.throughput import FULL, QUICK, Size
 from tests.benchmarks.verification import measure_verification
 from tests.databases import PostgresServer, postgres_server
@@ -39,7 +41,14 @@ ASKED = (
     ("code breaks", ("p99_ms",), 2000, 100),
     ("start", ("ready_s",), 5, 2),
     ("start", ("worker_mb",), 200, 120),
+    ("growth", ("allocate", "ratio"), 1.5, 1.1),
+    ("growth", ("assign kit", "ratio"), 1.5, 1.1),
+    ("growth", ("read trail", "ratio"), 1.5, 1.1),
+    ("growth", ("break code", "ratio"), 1.5, 1.1),
+    ("sealing and trail", ("share",), 0.15, 0.05),
     ("list of a million", ("ratio",), 3, 1.5),
+    ("list of a million", ("made",), 1, 0.2),
+    ("a million kit codes", ("seconds",), 3, 1.7),
     ("verification of a million", ("seconds",), 30, 10),
 )
 
@@ -58,7 +67,10 @@ def parts(server: PostgresServer, folder: Path, size: Size) -> dict[str, Callabl
         "stock, postgresql": lambda: on_postgresql(throughput.measure_stock, 2, size),
         "stock, sqlite": lambda: throughput.measure_stock(f"sqlite:///{folder / 'stock.db'}", 1, size),
         "code breaks": lambda: on_postgresql(throughput.measure_breaks, 2, size),
+        "growth": lambda: dict(measure_growth(server, size)),
         "start": lambda: on_postgresql(throughput.measure_start, 2),
+        "sealing and trail": lambda: on_postgresql(measure_shares, size.allocations // 4),
+        "a million kit codes": lambda: measure_kit_codes(size.slots),
         "list of a million": lambda: dict(on_postgresql(measure_list, size.slots)),
         "verification of a million": lambda: dict(measure_verification(folder, size.entries)),
     }
@@ -94,7 +106,7 @@ def _table(name: str, figures: dict[str, Any]) -> Table:
     table = Table(title=name, title_justify="left")
     rows = figures if all(isinstance(value, dict) for value in figures.values()) else {"": figures}
     columns = list(next(iter(rows.values())))
-    table.add_column("clients" if "" not in rows else "")
+    table.add_column("clients" if all(name.isdigit() for name in rows) and "" not in rows else "")
     for column in columns:
         table.add_column(column, justify="right")
     for clients, row in rows.items():

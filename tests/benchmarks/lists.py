@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
+from app.domain.codes import draw_kit_codes
 from app.domain.contents import SALT_SIZE
 from app.domain.encoding import encode
 from app.domain.merkle import salted_leaf, tiles
@@ -28,7 +29,7 @@ from app.domain.words import Action, StudyCode
 from app.policy import Decision
 from app.services import lists
 from app.services.audited import Act
-from app.services.context import RequestContext
+from app.services.context import RequestContext, SystemEntropy
 from app.storage import commitments, migrate, schedules, studies
 from tests.databases import postgres_server
 from tests.harness import STUDY, House, expect, house
@@ -57,6 +58,11 @@ def measure_list(url: str, slots: int = SLOTS) -> dict[str, float]:
         "bare": bare,
         "ratio": whole / bare,
     }
+
+
+def measure_kit_codes(count: int = SLOTS) -> dict[str, float]:
+    """Return the seconds that drawing so many kit codes with their check characters takes."""
+    return {"codes": count, "seconds": _seconds(lambda: draw_kit_codes(SystemEntropy(), count, frozenset()))}
 
 
 def _time_stages(opened: House, schedule_id: UUID) -> dict[str, float]:
