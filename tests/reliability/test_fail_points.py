@@ -39,6 +39,7 @@ AGAIN: Final[Mapping[Action, str]] = {
 """What changes something once more when it is sent again: its answer is a secret, which is not kept (rule C4)."""
 BESIDE: Final[Mapping[Action, set[str]]] = {
     Action.SIGN_IN: {"sign_in_tries"},
+    Action.CHANGE_PASSWORD: {"sign_in_tries"},
     Action.STEP_UP: {"credential"},
 }
 """What is written in a transaction of its own before the act: a try is counted before it is looked at (USR-10)."""
