@@ -16,9 +16,9 @@ def test_service_does_what_the_model_says(
     kind = trial_class(houses)
     play(kind, trials, round_seed, steps)
 
-    # Hypothesis begins with a trial in which everything drawn is 0, and may end with one more than was asked for.
-    assert trials <= kind.played["trials"] <= trials + 1
-    # It also ends a trial early that has drawn very much: the steps that are missing are played in further trials.
+    # Hypothesis begins with a trial in which everything drawn is 0, and ends one early that has drawn very much, for which it
+    # may begin another. So the trials are at least as many as were asked for, and the steps that are missing are played too.
+    assert kind.played["trials"] >= trials
     more = 0
     while (missing := trials * steps - kind.played["steps"]) > 0:
         more += 1
