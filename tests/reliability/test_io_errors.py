@@ -139,8 +139,13 @@ def of_sink(service: Service) -> list[Fault]:
 
 
 def step_of(fault: Fault, chance: Random) -> int:
-    """Return from which call to the next error it is, so that the errors fall on all calls of an act in turn."""
-    return chance.choice((83, 97, 109, 127)) if fault.call == "pwrite64" else chance.randint(3, 7)
+    """Return from which call to the next error it is, so that the errors fall on all calls of an act in turn.
+
+    An act writes up to 130 times and syncs up to eight times, a rollback's included: were the step shorter, every try of an act
+    would meet an error, and none would ever be done.
+    """
+    steps = {"pwrite64": (211, 223, 239, 251), "fdatasync": (11, 13, 17, 19)}
+    return chance.choice(steps.get(fault.call, (3, 4, 5, 6, 7)))
 
 
 def fail_the_sink(
