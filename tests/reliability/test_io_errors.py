@@ -187,7 +187,8 @@ def test_errors_of_the_log_under_postgresql(tmp_path: Path, errors: int, round_s
         issued = service.create()
         service.start()
         sponsor = Sponsor(service, issued)
-        traffic = Traffic.on(Ground(service, sponsor, tmp_path), 100 * errors)
+        # Each session counts its own calls, and all begin anew after an error: it comes after a few hundred acts at the latest.
+        traffic = Traffic.on(Ground(service, sponsor, tmp_path), 400 * errors)
         # The segments of the log that the traffic of this test can reach.
         segments = [server.data / "pg_wal" / f"{1:08X}{0:08X}{number:08X}" for number in range(1, 40)]
         failed = 0
