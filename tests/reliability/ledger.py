@@ -1,12 +1,14 @@
 """What is kept of each part between runs: one JSON with counts, seeds and violations, of one commit at a time."""
 
+import fcntl
 import json
 import os
 import platform
 import sqlite3
 import subprocess
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -78,24 +80,31 @@ class Ledger:
             self._resume(json.loads(self.path.read_text(encoding="utf-8")))
 
     def _resume(self, kept: dict[str, Any]) -> None:
-        self.earlier = kept.pop("earlier_commits")
-        if kept["commit"] != self.commit or self.commit.endswith(CHANGED):
-            # What was changed and not committed may have been changed again.
+        self.earlier = kept["earlier_commits"]
+        if not self._is_of_this_state(kept):
             self.earlier.append(
                 {name: kept[name] for name in ("commit", "date", "is_complete", "reached", "violations")}
             )
             return
         self.rounds, self.violations, self.skipped = kept["rounds"], kept["violations"], kept["skipped"]
-        self.counts.update(kept["reached"])
+        self.counts = Counter(kept["reached"])
+
+    def _is_of_this_state(self, kept: dict[str, Any]) -> bool:
+        # What was changed and not committed may have been changed again.
+        return bool(kept["commit"] == self.commit) and not self.commit.endswith(CHANGED)
 
     def add(self, done: Round) -> None:
-        """Keep a round."""
-        self.counts.update(done.counts)
-        self.violations += done.violations
-        self.skipped |= done.skipped
-        told = {"seed": done.seed, "began": done.began, "seconds": done.seconds, "counts": dict(done.counts)}
-        self.rounds.append({**told, "violations": len(done.violations)})
-        self._write()
+        """Keep a round, beside those that another run of the same part has kept since this one began."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(self.path.parent):
+            if self.path.exists() and self._is_of_this_state(kept := json.loads(self.path.read_text(encoding="utf-8"))):
+                self._resume(kept)
+            self.counts.update(done.counts)
+            self.violations += done.violations
+            self.skipped |= done.skipped
+            told = {"seed": done.seed, "began": done.began, "seconds": done.seconds, "counts": dict(done.counts)}
+            self.rounds.append({**told, "violations": len(done.violations)})
+            self._write()
 
     @property
     def share(self) -> float:
@@ -129,10 +138,20 @@ class Ledger:
             "counts_of_other_commits": "are not added; they stand under earlier_commits" if self.earlier else "none",
             "earlier_commits": self.earlier,
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_suffix(".new")
         unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         unfinished.replace(self.path)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other run is writing a result there."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 def tested_commit(*tests: str) -> str:

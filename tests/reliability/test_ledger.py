@@ -34,6 +34,16 @@ def test_next_start_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
     assert (third.is_complete, third.databases_done(), len(third.rounds)) == (True, [], 2)
 
 
+def test_two_runs_of_a_part_side_by_side_keep_what_both_have_done(tmp_path: Path) -> None:
+    """A run that keeps a round adds it to what the other has kept meanwhile [done when 7]"""
+    runs = [Ledger(PART, tmp_path, "one") for _ in range(2)]
+    for run in (*runs, *runs):
+        run.add(a_round({"postgresql.kills": 10}))
+    kept = Ledger(PART, tmp_path, "one")
+    assert (kept.counts["postgresql.kills"], len(kept.rounds)) == (40, 4)
+    assert runs[1].counts == kept.counts
+
+
 def test_counts_of_another_commit_stand_apart(tmp_path: Path) -> None:
     """What was reached with other code is told and not added [done when 7]"""
     Ledger(PART, tmp_path, "one").add(a_round({"postgresql.kills": 40}))
