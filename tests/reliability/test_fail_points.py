@@ -85,16 +85,13 @@ def code_break(study: RunningStudy) -> Sent:
 
 
 def decisive(instants: list[str]) -> list[int]:
-    """Return the instants behind the first write, behind COMMIT, in the sink's line and before the answer."""
-    wanted = ("after INSERT", "after WITH", "after COMMIT", "in the sink's line", "before the answer")
-    found = {name: at for at, name in reversed(list(enumerate(instants, start=1)))}
-    return sorted(
-        {min(at for name, at in found.items() if name.startswith(word)) for word in wanted if _is_in(word, found)}
-    )
-
-
-def _is_in(word: str, found: Mapping[str, int]) -> bool:
-    return any(name.startswith(word) for name in found)
+    """Return the instants behind the first write, behind each COMMIT, in the sink's line and before the answer."""
+    numbered = list(enumerate(instants, start=1))
+    first = ("after INSERT", "after WITH", "in the sink's line", "before the answer")
+    chosen = {at for at, name in numbered if name.startswith("after COMMIT")}
+    for word in first:
+        chosen.update([at for at, name in numbered if name.startswith(word)][:1])
+    return sorted(chosen)
 
 
 @pytest.mark.parametrize("database_kind", ["sqlite", pytest.param("postgresql", marks=LONG)])
