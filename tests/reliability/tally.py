@@ -20,6 +20,7 @@ FILE: Final = "RELIABILITY_TALLY"
 SEED: Final = "RELIABILITY_SEED"
 """The environment variable with the seed of one round; without it the push form's, which is always the same."""
 
+_SHORT: Final = 8_000
 INTERRUPTED: Final[dict[str, Any]] = {"interrupted": True}
 """The line of a run that somebody ended."""
 Tally = Callable[..., None]
@@ -50,8 +51,13 @@ def round_seed() -> int:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Tell how each test ended; a round's counts stand only for tests that passed."""
     if report.when == "call" or report.outcome != "passed":
-        why = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext[-4000:]
+        why = report.longrepr[2] if isinstance(report.longrepr, tuple) else _shortened(report.longreprtext)
         _write({"test": report.nodeid, "outcome": report.outcome, "seconds": report.duration, "why": why})
+
+
+def _shortened(why: str) -> str:
+    """Return the beginning, which says what differed, and the end, which says what was asked."""
+    return why if len(why) <= _SHORT else f"{why[: _SHORT // 2]}\n…\n{why[-_SHORT // 2 :]}"
 
 
 def pytest_keyboard_interrupt() -> None:

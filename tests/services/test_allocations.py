@@ -230,6 +230,18 @@ class TestFurtherKits:
         house.clock.advance(hours=25)
         expect(study.investigator.post(path, json={"visit": "V5"}), 201)
 
+    def test_many_at_once_are_no_more_than_in_order(self, house: House) -> None:
+        """Asked for at the same instant, a subject's visits get a day's measure and not one kit more [B7, B9, BLD-16]"""
+        study = running_study(house, subjects=1, kits_per_arm=12)
+        path = f"{S}/subjects/01-0001/kits"
+        study.investigator.token()
+        with ThreadPoolExecutor(8) as hands:
+            answers = list(hands.map(lambda at: study.investigator.post(path, json={"visit": f"V{at}"}), range(8)))
+        assert Counter(answer.status_code for answer in answers) == {201: 3, 409: 5}
+        refused = {answer.json()["code"] for answer in answers if answer.status_code == 409}
+        assert refused == {"replacement_needs_release"}
+        assert used(study)[2] == 4
+
 
 class TestRead:
     def test_lost_allocation(self, house: House) -> None:
