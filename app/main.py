@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.api import (
+    accidents,
     allocations,
     consignments,
     disclosures,
@@ -46,6 +47,7 @@ DOORS: Final = (
     kits.door,
     allocations.door,
     unblinding.door,
+    accidents.door,
     envelopes.door,
     trail.door,
     disclosures.door,

@@ -46,6 +46,8 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.SET_STUDY_STATUS,
         Action.ACTIVATE_SCHEDULE,
         Action.READ_CODE_BREAKS,
+        Action.RECORD_ACCIDENT,
+        Action.READ_ACCIDENTS,
         Action.ENTER_OPENING,
         Action.READ_ENVELOPES,
         Action.READ_TRAIL,
@@ -61,6 +63,8 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.BREAK_CODE,
         Action.ADD_NARRATIVE,
         Action.READ_CODE_BREAKS,
+        Action.RECORD_ACCIDENT,
+        Action.READ_ACCIDENTS,
         Action.READ_SUBJECT_KITS,
         Action.ASSIGN_KIT,
         Action.READ_TRAIL,
@@ -72,6 +76,8 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.CORRECT_STRATA,
         Action.LINK_DUPLICATE,
         Action.READ_CODE_BREAKS,
+        Action.RECORD_ACCIDENT,
+        Action.READ_ACCIDENTS,
         Action.READ_TRAIL,
     },
     Role.PHARMACIST: _EVERY_STUDY_ROLE
@@ -89,16 +95,26 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.REPORT_LOSS,
         Action.REPORT_DAMAGE,
         Action.READ_CODE_BREAKS,
+        Action.RECORD_ACCIDENT,
+        Action.READ_ACCIDENTS,
         Action.READ_ENVELOPES,
         Action.READ_TRAIL,
     },
     Role.MONITOR: _EVERY_STUDY_ROLE
     | _READS_ALLOCATIONS
-    | {Action.READ_CODE_BREAKS, Action.READ_ENVELOPES, Action.READ_TRAIL, Action.READ_DISCLOSURES},
+    | {
+        Action.READ_CODE_BREAKS,
+        Action.RECORD_ACCIDENT,
+        Action.READ_ACCIDENTS,
+        Action.READ_ENVELOPES,
+        Action.READ_TRAIL,
+        Action.READ_DISCLOSURES,
+    },
     Role.INSPECTOR: _EVERY_STUDY_ROLE
     | _READS_ALLOCATIONS
     | {
         Action.READ_CODE_BREAKS,
+        Action.READ_ACCIDENTS,
         Action.READ_ENVELOPES,
         Action.READ_TRAIL,
         Action.READ_DISCLOSURES,
@@ -107,7 +123,13 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
     },
     Role.EDC_CLIENT: _EVERY_STUDY_ROLE
     | _READS_ALLOCATIONS
-    | {Action.ALLOCATE, Action.READ_SUBJECT_KITS, Action.ASSIGN_KIT, Action.READ_CODE_BREAKS},
+    | {
+        Action.ALLOCATE,
+        Action.READ_SUBJECT_KITS,
+        Action.ASSIGN_KIT,
+        Action.READ_CODE_BREAKS,
+        Action.READ_ACCIDENTS,
+    },
     Role.STATISTICIAN: _EVERY_STUDY_ROLE
     | {
         Action.GENERATE_SCHEDULE,
@@ -146,6 +168,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.BREAK_CODE,
         Action.ADD_NARRATIVE,
         Action.READ_CODE_BREAKS,
+        Action.READ_ACCIDENTS,
         Action.ENTER_OPENING,
         Action.READ_ENVELOPES,
         Action.UNBLIND_FOR_SAFETY,

@@ -92,6 +92,7 @@ class FlagsRead(Answer):
     unblinded_at: Time | None
     error_mark: ErrorMarkRead | None
     duplicate_of: str | None
+    accidentally_unblinded_at: Time | None
 
 
 class AllocationRecordRead(AllocationRead):

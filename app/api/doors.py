@@ -97,6 +97,7 @@ HONOURING_KEY: Final = frozenset(
         Action.CORRECT_STRATA,
         Action.LINK_DUPLICATE,
         Action.ADD_NARRATIVE,
+        Action.RECORD_ACCIDENT,
         Action.ENTER_OPENING,
         Action.REQUEST_FINAL_UNBLINDING,
     }

@@ -6,8 +6,20 @@ from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
 from app.api.doors import Context, Door
-from app.api.schemas import Answer, Body, CodePath, KitCodeField, Moment, Reason, ReceiptRead, StudyPath, Text, Time
-from app.api.unblinding import ReasonCodeField, RecipientKey, RowId
+from app.api.schemas import (
+    Answer,
+    Body,
+    CodePath,
+    KitCodeField,
+    Moment,
+    Reason,
+    ReceiptRead,
+    RowId,
+    StudyPath,
+    Text,
+    Time,
+)
+from app.api.unblinding import ReasonCodeField, RecipientKey
 from app.domain.words import Action, ConsignmentCode, KitCode, ReasonCode, StudyCode
 from app.services import envelopes
 

@@ -124,6 +124,7 @@ _STORY: Final[Mapping[str, Any]] = {
     "FlagsRead.unblinded_at": None,
     "FlagsRead.error_mark": None,
     "FlagsRead.duplicate_of": None,
+    "FlagsRead.accidentally_unblinded_at": None,
     "FlagRead.kind": "error_mark",
     # code breaks
     "code_break_id": _ID,

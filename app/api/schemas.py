@@ -6,6 +6,7 @@ Blinded and unblinded answers are different types; a blinded type has no field t
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Final, Generic, Self, TypeVar
+from uuid import UUID
 
 from fastapi import Path, Query
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints
@@ -21,6 +22,14 @@ def _printable(text: str) -> str:
     """Refuse control characters: PostgreSQL cannot hold NUL, and a log line must stay one line."""
     if not text.isprintable():
         message = "must hold printable characters only"
+        raise ValueError(message)
+    return text
+
+
+def _printable_lines(text: str) -> str:
+    """Refuse control characters but line feeds; PostgreSQL cannot hold NUL."""
+    if not all(line.isprintable() for line in text.split("\n")):
+        message = "must hold printable characters and line feeds only"
         raise ValueError(message)
     return text
 
@@ -52,6 +61,12 @@ def _in_utc(moment: datetime) -> datetime:
 STUDY_CODE: Final = re.compile(r"[A-Za-z0-9_-]{1,30}")
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)]
 Reason = Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_printable)]
+Narrative = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=2000),
+    AfterValidator(_printable_lines),
+    Field(examples=["Seizure at home; the emergency ward needed to know before sedation."]),
+]
 Code = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,20}$")]
 SiteCodeField = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,10}$")]
 StudyCodeField = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,30}$")]
@@ -72,6 +87,7 @@ IdPath = Annotated[
         examples=["3f0c9b5e-6f0e-4c5e-9a59-3d1c6a4f2b10"],
     ),
 ]
+RowId = Annotated[UUID, Field(examples=["3f0c9b5e-6f0e-4c5e-9a59-3d1c6a4f2b10"])]
 Limit = Annotated[int, Query(ge=1, le=500, description="how many items at most")]
 Cursor = Annotated[str | None, Query(max_length=400, pattern=r"^[A-Za-z0-9_.-]+$", description="where to go on")]
 

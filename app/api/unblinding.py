@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 from starlette.responses import Response
 
 from app.api.doors import Context, Door
@@ -14,9 +14,11 @@ from app.api.schemas import (
     IdPath,
     KitCodeField,
     Limit,
+    Narrative,
     Page,
     Reason,
     ReceiptRead,
+    RowId,
     StudyPath,
     SubjectField,
     Text,
@@ -28,26 +30,11 @@ from app.services import unblinding
 door = Door("Unblinding")
 
 
-def _printable_lines(text: str) -> str:
-    """Refuse control characters but line feeds; PostgreSQL cannot hold NUL."""
-    if not all(line.isprintable() for line in text.split("\n")):
-        message = "must hold printable characters and line feeds only"
-        raise ValueError(message)
-    return text
-
-
-Narrative = Annotated[
-    str,
-    StringConstraints(min_length=1, max_length=2000),
-    AfterValidator(_printable_lines),
-    Field(examples=["Seizure at home; the emergency ward needed to know before sedation."]),
-]
 RecipientKey = Annotated[
     str,
     StringConstraints(min_length=44, max_length=44, pattern=r"^[A-Za-z0-9+/]{43}=$"),
     Field(description="base64 of the 32 bytes of an X25519 public key; the answer is then HPKE (RFC 9180)"),
 ]
-RowId = Annotated[UUID, Field(examples=["3f0c9b5e-6f0e-4c5e-9a59-3d1c6a4f2b10"])]
 Subject = Annotated[str, Field(examples=["01-0007"])]
 ArmCode = Annotated[str, Field(examples=["HUCMSC"])]
 Treatment = Annotated[str, Field(examples=["Hormone replacement therapy + HUC-MSCs transplantation"])]

@@ -77,6 +77,7 @@ _OF_SUBJECT: Final[Mapping[str, Told]] = {
         Learnt.TREATMENT, "entered that the code-break envelope was opened while the service was down"
     ),
     Action.ADD_NARRATIVE: Told(Learnt.RECORD, "told what happened around a code break"),
+    Action.RECORD_ACCIDENT: Told(Learnt.RECORD, "recorded that the treatment had become known by accident"),
     Action.READ_SUBJECT_KITS: Told(Learnt.RECORD, "looked at the subject's kits"),
     Action.ASSIGN_KIT: Told(Learnt.RECORD, "had a kit assigned to the subject"),
     Action.DISPENSE_KIT: Told(Learnt.RECORD, "dispensed a kit to the subject"),
@@ -139,6 +140,7 @@ LISTING: Final = frozenset(
         Action.LIST_ALLOCATIONS,
         Action.READ_WORKLIST,
         Action.READ_CODE_BREAKS,
+        Action.READ_ACCIDENTS,
         Action.READ_ENVELOPES,
         Action.READ_SAFETY_UNBLINDINGS,
         Action.READ_TRAIL,

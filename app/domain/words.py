@@ -229,6 +229,8 @@ class Action(StrEnum):
     READ_ENVELOPES = "envelope:read"
     UNBLIND_FOR_SAFETY = "safety_unblinding:create"
     READ_SAFETY_UNBLINDINGS = "safety_unblinding:list"
+    RECORD_ACCIDENT = "accidental_unblinding:record"
+    READ_ACCIDENTS = "accidental_unblinding:list"
     REQUEST_FINAL_UNBLINDING = "final_unblinding:request"
     RELEASE_FINAL_UNBLINDING = "final_unblinding:release"
     # trail
@@ -249,6 +251,30 @@ class ReasonCode(StrEnum):
     ACCIDENTAL_EXPOSURE = "accidental_exposure"
     URGENT_TREATMENT_DECISION = "urgent_treatment_decision"
     OTHER_SAFETY = "other_safety"
+
+
+class HowLearnt(StrEnum):
+    """By which way a treatment became known by accident (EUB-19); ways that every treatment could take, so that none tells one."""
+
+    PACKAGING = "packaging"
+    DOCUMENT = "document"
+    CONVERSATION = "conversation"
+    SYSTEM = "system"
+    OTHER = "other"
+
+
+class WhoLearnt(StrEnum):
+    """To whom a treatment became known by accident; nobody is named (EUB-19)."""
+
+    SUBJECT = "subject"
+    INVESTIGATOR = "investigator"
+    COORDINATOR = "coordinator"
+    PHARMACIST = "pharmacist"
+    MONITOR = "monitor"
+    STUDY_ADMIN = "study_admin"
+    TREATING_CLINICIAN = "treating_clinician"
+    SPONSOR = "sponsor"
+    OTHER = "other"
 
 
 _SUBJECT_KEY: Final = re.compile(r"[\w.\-]+(?: [\w.\-]+)*")

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
-from uuid import UUID
 
 from app.domain.contents import Binding
 from app.domain.encoding import canonical_json, encode
@@ -44,7 +43,7 @@ from app.services.enveloping import put_by, wake_writer
 from app.services.evidence import AllocationPlace, KitAssignmentPlace, OpenedKit, open_slot, seal_binding
 from app.services.stock import StockDraw
 from app.storage import allocations, kits, schedules, studies, trail
-from app.storage.allocations import Allocation, SubjectFlag
+from app.storage.allocations import ACCIDENT, Allocation, SubjectFlag
 from app.storage.kits import KitAssignment
 
 _ERROR_MARK: Final = "error_mark"
@@ -90,6 +89,7 @@ class Flags:
     unblinded_at: datetime | None
     error_mark: Mapping[str, str] | None
     duplicate_of: SubjectId | None
+    accidentally_unblinded_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,24 +301,11 @@ def list_allocations(ctx: RequestContext, study: StudyCode, limit: int, cursor: 
     """Return allocations in the order of time, as many as stood there at the first page."""
 
     def work(act: Act) -> AllocationPage:
-        after, until = None, act.now
-        if cursor is not None:
-            last_at, last_id, pinned = pages.decode(act, cursor)
-            after = (datetime.fromisoformat(last_at), UUID(last_id))
-            until = datetime.fromisoformat(pinned)
-            # The reading of a list is entered with its first page.
-            act.is_entered = False
+        after, until = pages.place_in_time(act, cursor)
         found = allocations.list_allocations(act.tx, act.study.study_id, act.decision.sites, after, until, limit + 1)
         more = len(found) > limit
         found = found[:limit]
-        following = (
-            pages.encode(
-                act,
-                [found[-1].allocated_at.isoformat(), str(found[-1].allocation_id), until.isoformat()],
-            )
-            if more
-            else None
-        )
+        following = pages.cursor_in_time(act, found[-1].allocated_at, found[-1].allocation_id, until) if more else None
         return AllocationPage(_records(act, found), following)
 
     return audited(ctx, Action.LIST_ALLOCATIONS, work, study=study)
@@ -361,6 +348,7 @@ def _records(act: Act, found: Sequence[Allocation]) -> list[AllocationRecord]:
                         "marked_by": mark.flagged_by,
                     },
                     None if link is None else link.detail["duplicate_of"],
+                    min((_happened_at(flag) for flag in flags[key] if flag.kind == ACCIDENT), default=None),
                 ),
                 allocation.strata_used,
                 None if correction is None else correction.detail["strata"],
@@ -368,6 +356,10 @@ def _records(act: Act, found: Sequence[Allocation]) -> list[AllocationRecord]:
             )
         )
     return records
+
+
+def _happened_at(accident: SubjectFlag) -> datetime:
+    return datetime.fromisoformat(accident.detail["happened_at"])
 
 
 # -- what went wrong: kept and flagged, never undone (rule C7)

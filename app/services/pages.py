@@ -4,13 +4,15 @@ A cursor is ``<base64url(JSON values)>.<HMAC>``. The HMAC covers the action, the
 another person, list or filter is refused like a forged one. Who holds a cursor can read its values: put in nothing that an
 answer of the list does not show.
 
-Both functions belong inside the work of `audited`: a wrong cursor is a 422, which stands after 401, 404 and 403 (rule G2).
+All of these belong inside the work of `audited`: a wrong cursor is a 422, which stands after 401, 404 and 403 (rule G2).
 """
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from app.domain.encoding import encode as fields
 from app.errors import IntegrityBroken, Invalid
@@ -32,6 +34,21 @@ def decode(act: Act, cursor: str, filters: Sequence[str | None] = ()) -> list[An
     except (IntegrityBroken, ValueError):
         message = "The cursor is not one of this list. Begin again without a cursor."
         raise Invalid(message, "cursor") from None
+
+
+def place_in_time(act: Act, cursor: str | None) -> tuple[tuple[datetime, UUID] | None, datetime]:
+    """Return behind what a page of a list in the order of time begins, and the time of the first page; only that is entered."""
+    if cursor is None:
+        return None, act.now
+    last_at, last_id, pinned = decode(act, cursor)
+    # The reading of a list is entered with its first page.
+    act.is_entered = False
+    return (datetime.fromisoformat(last_at), UUID(last_id)), datetime.fromisoformat(pinned)
+
+
+def cursor_in_time(act: Act, at: datetime, row_id: UUID, until: datetime) -> str:
+    """Return the cursor behind the last row of a page of such a list."""
+    return encode(act, [at.isoformat(), str(row_id), until.isoformat()])
 
 
 def _message(act: Act, text: str, filters: Sequence[str | None]) -> bytes:

@@ -53,6 +53,8 @@ _ABOUT_SUBJECTS: Final = frozenset(
         Action.BREAK_CODE,
         Action.ADD_NARRATIVE,
         Action.READ_CODE_BREAKS,
+        Action.RECORD_ACCIDENT,
+        Action.READ_ACCIDENTS,
         Action.ENTER_OPENING,
         Action.READ_ENVELOPES,
         Action.UNBLIND_FOR_SAFETY,

@@ -356,29 +356,15 @@ def list_code_breaks(ctx: RequestContext, study: StudyCode, limit: int, cursor: 
     """Return code breaks in the order of time, without treatments, as many as stood there at the first page."""
 
     def work(act: Act) -> CodeBreakPage:
-        after, until = _place_of(act, cursor)
+        after, until = pages.place_in_time(act, cursor)
         found = unblinding.list_code_breaks(act.tx, act.study.study_id, act.decision.sites, after, until, limit + 1)
         items = found[:limit]
         following = None
         if len(found) > limit:
-            following = _cursor_after(act, items[-1].broken_at, items[-1].code_break_id, until)
+            following = pages.cursor_in_time(act, items[-1].broken_at, items[-1].code_break_id, until)
         return CodeBreakPage(items, following)
 
     return audited(ctx, Action.READ_CODE_BREAKS, work, study=study)
-
-
-def _place_of(act: Act, cursor: str | None) -> tuple[tuple[datetime, UUID] | None, datetime]:
-    """Return behind what a page begins, and the time of the first page."""
-    if cursor is None:
-        return None, act.now
-    last_at, last_id, pinned = pages.decode(act, cursor)
-    # The reading of a list is entered with its first page.
-    act.is_entered = False
-    return (datetime.fromisoformat(last_at), UUID(last_id)), datetime.fromisoformat(pinned)
-
-
-def _cursor_after(act: Act, at: datetime, row_id: UUID, until: datetime) -> str:
-    return pages.encode(act, [at.isoformat(), str(row_id), until.isoformat()])
 
 
 # -- safety ------------------------------------------------------------------------------------------------------------
@@ -457,12 +443,12 @@ def list_safety_unblindings(ctx: RequestContext, study: StudyCode, limit: int, c
     """Return safety unblindings with their subjects, without treatments, in the order of time."""
 
     def work(act: Act) -> SafetyPage:
-        after, until = _place_of(act, cursor)
+        after, until = pages.place_in_time(act, cursor)
         found = unblinding.list_safety_unblindings(act.tx, act.study.study_id, after, until, limit + 1)
         items = found[:limit]
         following = None
         if len(found) > limit:
-            following = _cursor_after(act, items[-1].unblinded_at, items[-1].safety_unblinding_id, until)
+            following = pages.cursor_in_time(act, items[-1].unblinded_at, items[-1].safety_unblinding_id, until)
         return SafetyPage([_safety_record(act, one) for one in items], following)
 
     return audited(ctx, Action.READ_SAFETY_UNBLINDINGS, work, study=study)

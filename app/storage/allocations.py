@@ -23,6 +23,8 @@ _k = tables.kit.c
 _ka = tables.kit_assignment.c
 _b = tables.code_break.c
 
+ACCIDENT: Final = "accidental_unblinding"
+"""The kind of flag that says that a treatment became known by accident (EUB-19)."""
 _CURRENT: Final = (KitStatus.ASSIGNED, KitStatus.DISPENSED)
 
 
@@ -57,6 +59,15 @@ class SubjectFlag:
     detail: Mapping[str, Any]
     flagged_at: datetime
     flagged_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlaggedSubject:
+    """A flag, and whose it is."""
+
+    flag: SubjectFlag
+    subject_id: SubjectId
+    site_code: SiteCode
 
 
 _ADD: Final = insert(tables.allocation)
@@ -179,10 +190,40 @@ def list_flags(
     )
     flags: dict[SubjectKey, list[SubjectFlag]] = {subject: [] for subject in subjects}
     for row in rows:
-        flags[row.subject_key].append(
-            SubjectFlag(row.flag_id, row.subject_key, row.kind, json.loads(row.detail), row.flagged_at, row.flagged_by)
-        )
+        flags[row.subject_key].append(_flag(row))
     return flags
+
+
+def _flag(row: Row[Any]) -> SubjectFlag:
+    return SubjectFlag(row.flag_id, row.subject_key, row.kind, json.loads(row.detail), row.flagged_at, row.flagged_by)
+
+
+def list_flagged(
+    tx: Transaction,
+    study_id: UUID,
+    kind: str,
+    sites: Collection[SiteCode] | None,
+    after: tuple[datetime, UUID] | None,
+    until: datetime,
+    limit: int,
+) -> list[FlaggedSubject]:
+    """Return the flags of a kind at the sites (None: all) in the order of time, behind ``after`` and not later than ``until``."""
+    query = (
+        select(*(_f[name] for name in SubjectFlag.__dataclass_fields__), _a.subject_id, _a.site_code)
+        .join_from(
+            tables.subject_flag,
+            tables.allocation,
+            and_(_a.study_id == _f.study_id, _a.subject_key == _f.subject_key),
+        )
+        .where(_f.study_id == study_id, _f.kind == kind, _f.flagged_at <= until)
+    )
+    if sites is not None:
+        query = query.where(_a.site_code.in_(list(sites)))
+    if after is not None:
+        at, flag_id = after
+        query = query.where(or_(_f.flagged_at > at, and_(_f.flagged_at == at, _f.flag_id > flag_id)))
+    rows = tx.execute(query.order_by(_f.flagged_at, _f.flag_id).limit(limit))
+    return [FlaggedSubject(_flag(row), row.subject_id, row.site_code) for row in rows]
 
 
 def list_unblinded(tx: Transaction, study_id: UUID, subjects: Collection[SubjectKey]) -> Mapping[SubjectKey, datetime]:

@@ -434,9 +434,22 @@ class Play(Trial):
             {"subject_id": self.subject_id(3), "reason": "SUSAR"},
             step_up=True,
         )
+        accidents = f"{self.study}/accidental-unblindings"
+        self.tell(self.who(Role.COORDINATOR), "POST", accidents, self.accident(5))
+        self.tell(self.edc, "POST", accidents, self.accident(5))
         path = f"{self.study}/subjects/{self.subject_id(2)}/preparation"
         self.tell(self.who(Role.UNBLINDED_PHARMACIST), "GET", path, step_up=True)
         self.tell(self.who(Role.PHARMACIST), "GET", path)
+
+    def accident(self, number: int) -> dict[str, object]:
+        """Return what is told of an accidental unblinding."""
+        return {
+            "subject_id": self.subject_id(number),
+            "happened_at": self.house.clock.now.isoformat(),
+            "how_learnt": "document",
+            "who_learnt": ["investigator", "subject"],
+            "narrative": "A letter lay open",
+        }
 
     def read_everything(self, subjects: Sequence[int]) -> None:
         """Let one person of every blinded role read, or try to read, everything there is, and strangers some of it."""
@@ -464,7 +477,7 @@ class Play(Trial):
         schedule = f"{study}/schedules/{lists[0]['schedule_id']}"
         yield from ("/v1/me", study, f"{study}/sites", f"{study}/schedules", schedule, f"{schedule}/quality-report")
         yield from (f"{study}/allocations?limit=500", f"{study}/allocations?limit=5")
-        yield from (f"{study}/code-breaks", f"{study}/safety-unblindings")
+        yield from (f"{study}/code-breaks", f"{study}/safety-unblindings", f"{study}/accidental-unblindings")
         for site in (self.site_code, SECOND_SITE):
             yield from (f"{study}/sites/{site}/kits?limit=500", f"{study}/sites/{site}/worklist")
         for number in subjects:

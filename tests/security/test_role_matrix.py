@@ -113,6 +113,8 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
     "break_code": BREAKING,
     "list_code_breaks": READERS | SAFETY,
     "add_narrative": BREAKING,
+    "record_accident": FLAGGING | PHARMACIST | STUDY_ADMIN | {Role.MONITOR},
+    "list_accidents": READERS | SAFETY,
     "release_sheets": SUPPLY,
     "enter_opening": STUDY_ADMIN | SAFETY,
     "read_envelopes": STUDY_ADMIN | PHARMACIST | SAFETY | {Role.MONITOR, Role.INSPECTOR},
