@@ -32,11 +32,12 @@ from app.api.doors import BREAKING, Door, DoorRoute, context_of, deployment_of, 
 from app.api.edge import Edge
 from app.api.problems import entered_field_of, of_error, of_http, of_validation, request_id_of
 from app.errors import KeyUnavailable, RevealUnavailable, SnoseError, Unavailable
+from app.process import configure_logs, refuse_core_dumps
 from app.services import audited
 from app.services.keeper import Keeper
 from app.services.startup import Surroundings, unseal
 from app.settings import Settings
-from app.surroundings import configure_logs, refuse_core_dumps, surroundings
+from app.surroundings import surroundings
 
 DOORS: Final = (
     people.door,

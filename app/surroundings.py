@@ -1,16 +1,8 @@
-"""What a process of the service stands on: its log, its memory kept off the disks, its database, keys and sinks.
+"""What a process of the service stands on: its database, keys and sinks.
 
 Apart from `app.main`, so that a command, or the parent of the workers, need not load the API to know where its database is: that
 halves the time from `snose serve` to the first worker.
 """
-
-import ctypes
-import logging
-import resource
-import sys
-from typing import Final
-
-import structlog
 
 from app.domain.entropy import Entropy
 from app.domain.notes import NoteMalformed, parse_witness_key
@@ -26,9 +18,6 @@ from app.storage.database import Database
 from app.storage.envelope_folder import EnvelopeFolder
 from app.storage.sink import FileSink
 from app.storage.witness_client import WitnessClient
-
-_PR_SET_DUMPABLE: Final = 4
-"""Of ``linux/prctl.h``."""
 
 
 def surroundings(
@@ -109,27 +98,4 @@ def key_provider(settings: Settings, entropy: Entropy) -> KeyProvider:
         raise UnsafeSetting(message)
     return VaultTransitProvider(
         settings.vault_addr, known_by, settings.vault_mount, settings.vault_key, settings.vault_ca_file
-    )
-
-
-def refuse_core_dumps() -> None:
-    """Let no memory of this process reach a disk by a crash: it holds keys, and arms (`custody.md`, "Keys")."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        # Where cores are piped to a program, the limit does not bind; a process that is not dumpable has none (core(5)). The
-        # mark ends with exec, so a worker, which is a new program, sets it anew.
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def configure_logs() -> None:
-    """Write one JSON object a line to stdout; only declared fields, never a message with values in it (rule E1, BLD-13)."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
-        cache_logger_on_first_use=True,
     )

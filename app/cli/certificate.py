@@ -15,15 +15,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from zipfile import ZipFile
 
+import typer
 from fpdf import FPDF
 from fpdf.enums import WrapMode, XPos, YPos
 
 from app.domain.notes import parse_checkpoint, split_note
 from app.domain.schedules import IMPORTED
 from app.errors import IntegrityBroken
+
+command = typer.Typer()
 
 _WARNING: Final = (
     "UNBLINDED: holds the numbers of subjects by arm. For unblinded people, and after the database lock only."
@@ -50,6 +53,28 @@ class Section:
 
     heading: str
     rows: Sequence[tuple[str, str]]
+
+
+@command.command()
+def certificate(
+    package: Annotated[Path, typer.Argument(help="The final package (zip), opened if it was encrypted.", exists=True)],
+    out: Annotated[Path, typer.Option(help="PDF to write.")],
+    key: Annotated[
+        list[str] | None, typer.Option(help="Verification key known from elsewhere, for the verifier.")
+    ] = None,
+    sink: Annotated[
+        list[Path] | None, typer.Option(help="File of checkpoints kept elsewhere, for the verifier.")
+    ] = None,
+    witness: Annotated[list[str] | None, typer.Option(help="Verification key of a witness, for the verifier.")] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout.")] = False,
+) -> None:
+    """Print what the verifier confirms of a final package, for the statistician to sign; unblinded."""
+    given = (("--key", key), ("--sink", sink), ("--witness", witness))
+    options = [word for name, values in given for value in values or () for word in (name, str(value))]
+    digest = print_certificate(package, out, options)
+    said = f"The package was verified; its certificate is {out}. It is unblinded. SHA-256 of the package: {digest}"
+    typer.echo(json.dumps({"certificate": str(out), "package_sha256": digest}) if as_json else said)
 
 
 def print_certificate(package: Path, out: Path, options: Sequence[str]) -> str:

@@ -19,10 +19,11 @@ from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from zipfile import ZipFile
 
 import httpx
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -73,6 +74,8 @@ ACTORS: Final = (
 )
 """Who acts in the run; nobody of them is listed, so that no one-time code of a listed person is spent."""
 
+command = typer.Typer()
+
 Advance = Callable[[int], None]
 """Moves the bar by so many steps."""
 
@@ -94,7 +97,22 @@ class Stopped(Exception):
     """Somebody asked the command to end."""
 
 
-def run(options: Options, *, as_json: bool) -> None:
+@command.command()
+def demo(  # one parameter for each option of api.md
+    subjects: Annotated[int, typer.Option(min=1, max=320, help="How many of the 320 to enrol.")] = 320,
+    *,
+    exit_: Annotated[bool, typer.Option("--exit", help="End after the summary.")] = False,
+    serve_only: Annotated[bool, typer.Option("--serve-only", help="Stop before the first subject.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on loopback; 0 picks one.")] = 0,
+    data: Annotated[Path | None, typer.Option(help="Folder for the demo's files.")] = None,
+    database: Annotated[str | None, typer.Option(help="PostgreSQL URL, empty or of an earlier demo.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout.")] = False,
+) -> None:
+    """Run the whole trial NCT03033277 on a throw-away deployment, then go on serving."""
+    _run(Options(subjects, exit_, serve_only, port, data, database, as_json), as_json=as_json)
+
+
+def _run(options: Options, *, as_json: bool) -> None:
     """Run the demo; raises ``SnoseError`` with one plain sentence when it cannot."""
     console = Console(stderr=True)
     signal.signal(signal.SIGTERM, _stop)

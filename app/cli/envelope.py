@@ -20,7 +20,9 @@ from app.sealing.files import read_private_file
 _LONGEST_KEY: Final = 100
 _LONGEST_FILE: Final = 16_384
 
-command = typer.Typer(help="Code-break envelopes, for the hour without the service.", no_args_is_help=True)
+command = typer.Typer(
+    name="envelope", help="Code-break envelopes, for the hour without the service.", no_args_is_help=True
+)
 
 DeskKey = Annotated[Path, typer.Option(help="File (0600) with the desk's private key.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout.")]

@@ -5,14 +5,18 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+import typer
 import uvicorn
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.multiprocess import MultiProcessCollector
 from uvicorn.supervisors import Multiprocess
 
 from app.api.connections import Patience
+from app.domain.words import Mode
 from app.errors import UnsafeSetting
 from app.settings import Settings
+
+command = typer.Typer()
 
 APPLICATION: Final = "app.main:create_from_environment"
 GRACE_SECONDS: Final = 30
@@ -22,7 +26,30 @@ enough then kills every worker before it has begun."""
 BACKLOG: Final = 512
 
 
-def serve(settings: Settings) -> None:
+@command.command()
+def serve() -> None:
+    """Serve until stopped."""
+    settings = Settings()
+    if settings.mode is Mode.LIVE:
+        _refuse_unsafe(settings)
+    _serve(settings)
+
+
+def _refuse_unsafe(settings: Settings) -> None:
+    # Half of what the service is made of: a parent that need not look for itself leaves it to its workers.
+    from app.process import configure_logs  # noqa: PLC0415  # as is said above
+    from app.services import safety  # noqa: PLC0415  # the same
+    from app.surroundings import surroundings  # noqa: PLC0415  # the same
+
+    configure_logs()
+    around = surroundings(settings)
+    try:
+        safety.refuse_unsafe(around, settings.plain_host())
+    finally:
+        around.database.close()
+
+
+def _serve(settings: Settings) -> None:
     """Serve until stopped; requests in hand are finished first. Raises ``UnsafeSetting`` for SQLite with several workers.
 
     The workers read the settings from the environment again, so this must have come from there.

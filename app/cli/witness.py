@@ -12,9 +12,9 @@ import uvicorn
 from app.api.connections import Patience
 from app.domain.notes import NoteMalformed
 from app.errors import UnsafeSetting
+from app.process import configure_logs
 from app.sealing.cosigning import private_key_text, read_cosigner
 from app.storage.witness_state import WitnessState
-from app.surroundings import configure_logs
 from app.witness import Witness, create_witness
 
 SEED: Final = 32
@@ -23,6 +23,7 @@ CONNECTIONS: Final = 512
 """What it bears of its clients: as much as a worker of the service does by default."""
 
 command = typer.Typer(
+    name="witness",
     help="A witness (C2SP tlog-witness): cosigns a log only as long as it goes on from what was cosigned before.",
     no_args_is_help=True,
 )

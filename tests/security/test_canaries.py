@@ -12,8 +12,8 @@ import pytest
 import structlog
 
 from app.domain.words import Role
+from app.process import configure_logs
 from app.services import stock
-from app.surroundings import configure_logs
 from tests.security.conftest import Places
 from tests.security.script import Output, Play, listening, running
 

@@ -500,7 +500,7 @@ class TestCrash:
     def test_process_is_not_dumpable(self) -> None:
         """Nor is one piped to a program, where the limit does not bind (core(5)). [T27, custody.md]"""
         program = (
-            "import ctypes, resource; from app.surroundings import refuse_core_dumps; prctl = ctypes.CDLL(None).prctl; "
+            "import ctypes, resource; from app.process import refuse_core_dumps; prctl = ctypes.CDLL(None).prctl; "
             "before = prctl(3, 0, 0, 0, 0); refuse_core_dumps(); "
             "print(before, prctl(3, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE))"
         )
