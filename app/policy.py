@@ -28,6 +28,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
             Action.LIST_PEOPLE,
             Action.DEACTIVATE_PERSON,
             Action.RESET_PERSON,
+            Action.END_SESSIONS,
             Action.REGISTER_CLIENT,
             Action.GRANT_ROLE,
             Action.LIST_GRANTS,
@@ -180,7 +181,9 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
 }
 """Which actions each role includes; for site roles at the sites of the grant only."""
 
-OWN: Final = frozenset({Action.READ_SELF, Action.CHANGE_PASSWORD, Action.SIGN_OUT, Action.STEP_UP})
+OWN: Final = frozenset(
+    {Action.READ_SELF, Action.CHANGE_PASSWORD, Action.SIGN_OUT, Action.STEP_UP, Action.LIST_SESSIONS}
+)
 """What everybody may do who is signed in, with one's own account."""
 
 PUBLIC: Final = frozenset({Action.SIGN_IN, Action.ISSUE_TOKEN})
@@ -234,6 +237,7 @@ PRIVILEGED: Final = ELEVATED | {
     Action.REGISTER_PERSON,
     Action.DEACTIVATE_PERSON,
     Action.RESET_PERSON,
+    Action.END_SESSIONS,
     Action.REGISTER_CLIENT,
     Action.GRANT_ROLE,
     Action.REVOKE_GRANT,

@@ -75,6 +75,9 @@ class Settings(BaseSettings):
         int | None, Field(ge=1, description="days after which a password must be changed; none by default")
     ] = None
     session_hours: Annotated[int, Field(ge=1, le=24, description="how long a person's session lasts")] = 8
+    session_idle_minutes: Annotated[
+        int, Field(ge=5, le=60, description="minutes without an act after which a person's session is over")
+    ] = 15
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on")] = 8000
     behind_tls_proxy: Annotated[bool, Field(description="a proxy that speaks TLS stands before the service")] = False
@@ -105,6 +108,10 @@ class Settings(BaseSettings):
     def session_length(self) -> timedelta:
         """Return how long a person's session lasts."""
         return timedelta(hours=self.session_hours)
+
+    def session_idle(self) -> timedelta:
+        """Return after which time without an act a person's session is over; never shorter than a second proof is fresh."""
+        return timedelta(minutes=self.session_idle_minutes)
 
     def password_max_age(self) -> timedelta | None:
         """Return the age at which a password has expired."""

@@ -34,6 +34,7 @@ def surroundings(
         sink=FileSink(settings.checkpoint_file),
         limits=Limits(
             session_length=settings.session_length(),
+            session_idle=settings.session_idle(),
             password_max_age=settings.password_max_age(),
             hashing_places=max(1, settings.threads // 2),
             backup_contact=settings.backup_contact,

@@ -204,7 +204,9 @@ class Caller:
             if self._token is None or self.house.clock.now >= self._token_ends:
                 given = self._sign_in()
                 self._token = given["access_token"]
-                self._token_ends = self.house.clock.now + timedelta(seconds=given["expires_in"] - 1)
+                lasting = timedelta(seconds=given["expires_in"] - 1)
+                # However much it is used meanwhile, from then on one need not think about the idle limit.
+                self._token_ends = self.house.clock.now + min(lasting, self.house.settings.session_idle())
             return self._token
 
     def forget_token(self) -> None:

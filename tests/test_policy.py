@@ -35,6 +35,8 @@ def principal(*grants: HeldGrant, proof_age: float | None = None, spent: bool = 
         "Dr Li",
         is_machine=False,
         session_id=UUID(int=2),
+        sign_in_id=UUID(int=2),
+        used_at=NOW,
         must_change_password=False,
         password_expired=False,
         proof=proof,

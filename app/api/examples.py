@@ -160,6 +160,7 @@ _STORY: Final[Mapping[str, Any]] = {
     "origin": f"snose/{_ID}/NCT03033277",
     "SuspectedLog.kind": "rollback",
     "grant_id": _ID,
+    "session_id": _ID,
     "next_cursor": None,
 }
 

@@ -65,6 +65,17 @@ class StepUpRead(SessionRead):
     acr: str = Field(examples=["mfa"])
 
 
+class MySessionRead(Answer):
+    """A sign-in of one's own that is not over, with every token that was stepped up from it."""
+
+    session_id: UUID
+    is_current: bool = Field(examples=[True], description="the one of this request")
+    signed_in_at: datetime = Field(examples=["2026-11-22T08:59:40+00:00"])
+    used_at: datetime = Field(examples=["2026-11-22T09:14:03+00:00"], description="last act, to the minute")
+    ends_at: datetime = Field(examples=["2026-11-22T16:59:40+00:00"], description="whatever is done until then")
+    proof_at: datetime | None = Field(examples=["2026-11-22T09:14:03+00:00"], description="last second proof")
+
+
 class PasswordRequest(Body):
     """The present password and its successor."""
 
@@ -216,6 +227,24 @@ def sign_out(ctx: Context) -> None:
     people.sign_out(ctx)
 
 
+@door.get("/me/sessions", Action.LIST_SESSIONS)
+def list_sessions(ctx: Context) -> Page[MySessionRead]:
+    """List my sign-ins that are not over."""
+    return Page(items=[MySessionRead.of(session) for session in people.list_sessions(ctx)], next_cursor=None)
+
+
+@door.delete("/me/sessions/{session_id}", Action.SIGN_OUT)
+def end_session(session_id: IdPath, ctx: Context) -> None:
+    """End one of my sign-ins."""
+    people.sign_out(ctx, UUID(session_id))
+
+
+@door.delete("/me/sessions", Action.SIGN_OUT)
+def end_sessions(ctx: Context) -> None:
+    """End all my sign-ins, this one too."""
+    people.sign_out_everywhere(ctx)
+
+
 @door.get("/me", Action.READ_SELF)
 def read_self(ctx: Context) -> MeRead:
     """Read who I am, what I may do and how fresh my proof is."""
@@ -254,6 +283,12 @@ def deactivate_person(username: UsernamePath, ctx: Context) -> PersonRead:
 def reset_person(username: UsernamePath, ctx: Context) -> IssuedPersonRead:
     """Issue a one-time password after a loss; password, second factor and sessions are void."""
     return IssuedPersonRead.of(people.reset(ctx, Username(username)))
+
+
+@door.delete("/people/{username}/sessions", Action.END_SESSIONS)
+def end_sessions_of_person(username: UsernamePath, ctx: Context) -> None:
+    """End all sign-ins of a person, who may sign in again."""
+    people.end_sessions(ctx, Username(username))
 
 
 @door.post("/people/{username}/grants", Action.GRANT_ROLE, 201)

@@ -34,6 +34,10 @@ class Principal:
     display_name: str
     is_machine: bool
     session_id: UUID
+    sign_in_id: UUID
+    """The first session of the sign-in that this one belongs to: a second proof makes new ones."""
+    used_at: datetime
+    """When the sign-in was last used, to the minute."""
     must_change_password: bool
     password_expired: bool
     proof: Proof | None

@@ -166,6 +166,8 @@ class Action(StrEnum):
     ISSUE_TOKEN = "token:create"
     CHANGE_PASSWORD = "password:change"
     READ_SELF = "me:read"
+    LIST_SESSIONS = "session:list"
+    END_SESSIONS = "session:end_all"
     REGISTER_PERSON = "person:create"
     LIST_PEOPLE = "person:list"
     DEACTIVATE_PERSON = "person:deactivate"

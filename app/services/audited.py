@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, Protocol, TypeVar, cast
 from uuid import UUID
 
@@ -59,7 +59,9 @@ Part = Mapping[str, Any]
 
 _ATTEMPTS: Final = 8
 _FIRST_PAUSE: Final = 0.004
-_NOT_ENTERED: Final = frozenset({Action.READ_SELF, Action.READ_CHECKPOINT, Action.READ_PROOF})
+_NOTED_AFTER: Final = timedelta(minutes=1)
+"""A sign-in that was used so long ago is noted as used again; not each time, which would be a write for each act."""
+_NOT_ENTERED: Final = frozenset({Action.READ_SELF, Action.LIST_SESSIONS, Action.READ_CHECKPOINT, Action.READ_PROOF})
 """What rule E1 leaves out: one's own account, checkpoints and proofs."""
 RESTORE_KEYS: Final = "key:restore"
 """What is done at the command line when the key is lost; without it no code break would follow."""
@@ -403,12 +405,24 @@ class _Door:
                 result = self._done(work, act)
             if self.action in policy.SPENDING and not people.spend_proof(tx, act.principal.session_id, now):
                 raise StepUpRequired
+            self._note_use(tx, now)
             # Lock order: the heads of the studies' logs before that of the service's own (`custody.md`).
             elsewhere = self._enter_elsewhere(act)
             result, entered = self._enter(act, result)
             self.made = result
         ctx.replayed = act.replayed is not None
         return result, [] if entered is None else [entered, *elsewhere]
+
+    def _note_use(self, tx: Transaction, now: datetime) -> None:
+        """Put off the idle end of the session (USR-12): by acts alone, for what is not entered is what programs ask on their own.
+
+        An act that spends a proof adds nothing: its step-up has just been noted, and nothing stands before a code break (D1).
+        """
+        caller = self.caller
+        if caller is None or caller.is_machine or self.action in _NOT_ENTERED | policy.SPENDING:
+            return
+        if now - caller.used_at >= _NOTED_AFTER:
+            people.record_use(tx, caller.sign_in_id, now)
 
     def _done(self, work: Work[T], act: Act) -> T:
         """Return what the work returns; at a revealing door a row that cannot be what we wrote is an integrity failure (D4)."""
@@ -426,7 +440,13 @@ class _Door:
         self.caller = self.head = None
         max_age = deployment.limits.password_max_age
         if ctx.token_digest is not None and self.action not in policy.PUBLIC:
-            self.caller = people.find_principal(tx, ctx.token_digest, now, None if max_age is None else now - max_age)
+            self.caller = people.find_principal(
+                tx,
+                ctx.token_digest,
+                now,
+                now - deployment.limits.session_idle,
+                None if max_age is None else now - max_age,
+            )
         head = studies.find_study(tx, self.study_code) if self.study_code is not None else None
         if self.study_code is not None and head is None:
             if self.caller is None:

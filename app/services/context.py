@@ -42,6 +42,7 @@ class Limits:
     """The settings that a use case needs to know."""
 
     session_length: timedelta = timedelta(hours=8)
+    session_idle: timedelta = timedelta(minutes=15)
     machine_token_length: timedelta = timedelta(minutes=30)
     password_max_age: timedelta | None = None
     hashing_places: int = PLACES

@@ -111,6 +111,19 @@ class ProofState:
 
 
 @dataclass(frozen=True, slots=True)
+class MySession:
+    """A sign-in of one's own that is not over."""
+
+    session_id: UUID
+    is_current: bool
+    signed_in_at: datetime
+    used_at: datetime
+    """To the minute; reading about oneself is no use."""
+    ends_at: datetime
+    proof_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Myself:
     """Who is asking, as the service knows them now."""
 
@@ -239,9 +252,49 @@ def step_up(ctx: RequestContext, one_time_code: str) -> SignedIn:
     return audited(ctx, Action.STEP_UP, work)
 
 
-def sign_out(ctx: RequestContext) -> None:
-    """End the session in hand, with every token that was stepped up from it or that it was stepped up from."""
-    audited(ctx, Action.SIGN_OUT, lambda act: people.end_session(act.tx, act.principal.session_id, act.now))
+def sign_out(ctx: RequestContext, session_id: UUID | None = None) -> None:
+    """End the session in hand, or another of one's own, with all that was stepped up from it; raise ``Missing``."""
+
+    def work(act: Act) -> None:
+        if session_id is not None:
+            act.note(target={"session_id": str(session_id)})
+        # A step-up at the same moment holds the credential too: either its session is ended here, or it finds its own ended.
+        people.hold_credential(act.tx, act.principal.principal_id)
+        people.end_session(act.tx, act.principal.principal_id, session_id or act.principal.session_id, act.now)
+
+    audited(ctx, Action.SIGN_OUT, work)
+
+
+def sign_out_everywhere(ctx: RequestContext) -> None:
+    """End every session of one's own, the one in hand too."""
+
+    def work(act: Act) -> None:
+        act.note(target={"session_id": "all"})
+        _end_sessions(act, act.principal.principal_id)
+
+    audited(ctx, Action.SIGN_OUT, work)
+
+
+def list_sessions(ctx: RequestContext) -> Sequence[MySession]:
+    """Return one's own sign-ins that are not over, the oldest first; raise ``PasswordChangeRequired`` before the first change."""
+
+    def work(act: Act) -> Sequence[MySession]:
+        if act.principal.must_change_password:
+            raise PasswordChangeRequired
+        idle_since = act.now - act.deployment.limits.session_idle
+        return [
+            MySession(
+                one.session_id,
+                one.session_id == act.principal.sign_in_id,
+                one.signed_in_at,
+                one.used_at,
+                one.ends_at,
+                one.proof_at,
+            )
+            for one in people.list_sessions(act.tx, act.principal.principal_id, act.now, idle_since)
+        ]
+
+    return audited(ctx, Action.LIST_SESSIONS, work)
 
 
 def read_self(ctx: RequestContext) -> Myself:
@@ -351,6 +404,16 @@ def deactivate(ctx: RequestContext, holder: Holder) -> Account:
         return holder.account(act.tx)
 
     return audited(ctx, Action.DEACTIVATE_PERSON, work, answer_type=Account)
+
+
+def end_sessions(ctx: RequestContext, username: Username) -> None:
+    """End every session of a person, who may sign in again at once (USR-13): a code break is no further away than that."""
+
+    def work(act: Act) -> None:
+        act.note(target={"username": username})
+        _end_sessions(act, people.get_account(act.tx, username, is_machine=False).principal_id)
+
+    audited(ctx, Action.END_SESSIONS, work)
 
 
 def reset(ctx: RequestContext, username: Username) -> IssuedPerson:
@@ -569,7 +632,8 @@ def _nobody_asks() -> NoReturn:
 def _find_caller(ctx: RequestContext, tx: Transaction) -> Principal | None:
     if ctx.token_digest is None:
         return None
-    return people.find_principal(tx, ctx.token_digest, ctx.now(), None)
+    now = ctx.now()
+    return people.find_principal(tx, ctx.token_digest, now, now - ctx.deployment.limits.session_idle)
 
 
 def _issued(ctx: RequestContext) -> Callable[[], tuple[str, str]]:
@@ -708,13 +772,20 @@ def _hold_unchanged(act: Act, verified: Credential, bucket: int | None) -> Crede
     return kept
 
 
+def _end_sessions(act: Act, principal_id: UUID) -> None:
+    people.hold_credential(act.tx, principal_id)
+    people.end_sessions(act.tx, principal_id, act.now)
+
+
 def _begin_session(act: Act, principal_id: UUID, end: datetime, acr: str) -> SignedIn:
     token = new_token(act.deployment.entropy)
     digest = token_digest(token)
     proof_at = act.now if acr == "mfa" else None
-    people.add_session(act.tx, act.deployment.new_id(), digest, principal_id, act.now, end, proof_at)
+    sign_in_id = act.caller.sign_in_id if act.caller is not None else None
+    people.add_session(act.tx, act.deployment.new_id(), digest, principal_id, act.now, end, proof_at, sign_in_id)
     # From here on it is known who acts, and the entry says so.
-    act.caller = act.caller or people.find_principal(act.tx, digest, act.now, None)
+    idle_since = act.now - act.deployment.limits.session_idle
+    act.caller = act.caller or people.find_principal(act.tx, digest, act.now, idle_since)
     act.note(after={"acr": acr, "expires_at": end.isoformat(timespec="seconds")})
     return SignedIn(token, int((end - act.now).total_seconds()), acr, act.now)
 

@@ -26,7 +26,7 @@ CHANGEABLE: Final = {
     ),
     "sign_in_tries": ("failed", "blocked_until"),
     "role_grant": ("revoked_at", "revoked_by"),
-    "session": ("proof_at", "proof_spent_at", "ended_at"),
+    "session": ("proof_at", "proof_spent_at", "ended_at", "used_at"),
     "study": (
         *("title", "planned_subjects", "stock_floor", "backup_contact", "status", "is_frozen"),
         *("key_version", "min_key_version"),

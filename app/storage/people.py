@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from app.domain.people import HeldGrant, Principal, Proof
 from app.domain.sealed import Sealed
 from app.domain.words import Role, SiteCode, StudyCode, Username
-from app.errors import AlreadyExists, Missing
+from app.errors import AlreadyExists, Missing, NotAuthenticated
 from app.storage import tables
 from app.storage.database import AlreadyThere, Transaction
 
@@ -20,6 +20,8 @@ _p = tables.principal.c
 _c = tables.credential.c
 _g = tables.role_grant.c
 _s = tables.session.c
+_first = tables.session.alias("first")
+_f = _first.c
 _t = tables.sign_in_tries.c
 
 
@@ -66,9 +68,26 @@ class RoleGrant:
     revoked_by: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """A sign-in that is not over, with every token that was stepped up from it."""
+
+    session_id: UUID
+    signed_in_at: datetime
+    used_at: datetime
+    ends_at: datetime
+    proof_at: datetime | None
+
+
+# A second proof makes a new session; it counts as one sign-in with the first, whose row says when it was last used.
+_of_sign_in = _f.session_id == func.coalesce(_s.sign_in_id, _s.session_id)
+_used_at = func.coalesce(_f.used_at, _f.issued_at)
+
 _FIND_SESSION: Final = (
     select(
         _s.session_id,
+        _f.session_id.label("sign_in_id"),
+        _used_at.label("used_at"),
         _s.proof_at,
         _s.proof_spent_at,
         _p.principal_id,
@@ -82,7 +101,8 @@ _FIND_SESSION: Final = (
         _g.site_code,
     )
     .select_from(
-        tables.session.join(tables.principal, _p.principal_id == _s.principal_id)
+        tables.session.join(_first, _of_sign_in)
+        .join(tables.principal, _p.principal_id == _s.principal_id)
         .join(tables.credential, _c.principal_id == _s.principal_id)
         .outerjoin(tables.role_grant, and_(_g.principal_id == _s.principal_id, _g.revoked_at.is_(None)))
     )
@@ -90,6 +110,7 @@ _FIND_SESSION: Final = (
         _s.token_digest == bindparam("token_digest"),
         _s.expires_at > bindparam("now"),
         _s.ended_at.is_(None),
+        or_(_p.is_machine, _used_at > bindparam("idle_since")),
         _p.is_active,
     )
     .order_by(_g.granted_at, _g.grant_id)
@@ -97,10 +118,14 @@ _FIND_SESSION: Final = (
 
 
 def find_principal(
-    tx: Transaction, token_digest: bytes, now: datetime, password_expired_before: datetime | None
+    tx: Transaction,
+    token_digest: bytes,
+    now: datetime,
+    idle_since: datetime,
+    password_expired_before: datetime | None = None,
 ) -> Principal | None:
-    """Return who holds this token now, with the grants that hold now; None for a token unknown, ended or switched off."""
-    rows = tx.execute(_FIND_SESSION, {"token_digest": token_digest, "now": now}).all()
+    """Return who holds this token now, with the grants that hold now; None for a token unknown, ended, idle or switched off."""
+    rows = tx.execute(_FIND_SESSION, {"token_digest": token_digest, "now": now, "idle_since": idle_since}).all()
     if not rows:
         return None
     first = rows[0]
@@ -111,11 +136,18 @@ def find_principal(
         display_name=first.display_name,
         is_machine=first.is_machine,
         session_id=first.session_id,
+        sign_in_id=first.sign_in_id,
+        used_at=first.used_at,
         must_change_password=first.must_change,
         password_expired=expired and not first.is_machine,
         proof=Proof(first.proof_at, first.proof_spent_at is not None) if first.proof_at is not None else None,
         grants=tuple(HeldGrant(Role(row.role), row.study_code, row.site_code) for row in rows if row.role is not None),
     )
+
+
+def record_use(tx: Transaction, sign_in_id: UUID, at: datetime) -> None:
+    """Note that a sign-in was used."""
+    tx.execute(update(tables.session).where(_s.session_id == sign_in_id).values(used_at=at))
 
 
 def spend_proof(tx: Transaction, session_id: UUID, at: datetime) -> bool:
@@ -298,8 +330,9 @@ def add_session(
     issued_at: datetime,
     expires_at: datetime,
     proof_at: datetime | None = None,
+    sign_in_id: UUID | None = None,
 ) -> None:
-    """Record a session; only the digest of its token is kept."""
+    """Record a session, of the sign-in that is named or its own; only the digest of its token is kept."""
     tx.execute(
         insert(tables.session),
         {
@@ -309,28 +342,58 @@ def add_session(
             "issued_at": issued_at,
             "expires_at": expires_at,
             "proof_at": proof_at,
+            "sign_in_id": sign_in_id or session_id,
+            "used_at": issued_at,
         },
     )
 
 
 def get_session_end(tx: Transaction, session_id: UUID) -> datetime:
-    """Return when a session ends by itself."""
-    end: datetime = tx.execute(select(_s.expires_at).where(_s.session_id == session_id)).scalar_one()
+    """Return when a session ends by itself; raise ``NotAuthenticated`` when it was ended meanwhile."""
+    end: datetime | None = tx.execute(
+        select(_s.expires_at).where(_s.session_id == session_id, _s.ended_at.is_(None))
+    ).scalar_one_or_none()
+    if end is None:
+        raise NotAuthenticated
     return end
 
 
-def end_session(tx: Transaction, session_id: UUID, at: datetime) -> None:
-    """End a session with its family: a stepped-up token keeps the end of the session that it came from."""
-    mine = select(_s.principal_id, _s.expires_at).where(_s.session_id == session_id).cte("mine")
-    tx.execute(
+def list_sessions(tx: Transaction, principal_id: UUID, now: datetime, idle_since: datetime) -> list[OpenSession]:
+    """Return the sign-ins of an account that are not over, the oldest first."""
+    rows = tx.execute(
+        select(
+            _f.session_id,
+            _f.issued_at,
+            _used_at.label("used_at"),
+            _s.expires_at,
+            func.max(_s.proof_at).label("proof_at"),
+        )
+        .select_from(tables.session.join(_first, _of_sign_in))
+        .where(_s.principal_id == principal_id, _s.expires_at > now, _s.ended_at.is_(None), _used_at > idle_since)
+        .group_by(_f.session_id, _f.issued_at, _f.used_at, _s.expires_at)
+        .order_by(_f.issued_at, _f.session_id)
+    )
+    return [OpenSession(row.session_id, row.issued_at, row.used_at, row.expires_at, row.proof_at) for row in rows]
+
+
+def end_session(tx: Transaction, principal_id: UUID, session_id: UUID, at: datetime) -> None:
+    """End a session of an account with its family; raise ``Missing`` when it has none of this id that goes on.
+
+    A stepped-up token keeps the end of the session that it came from.
+    """
+    family_ends_at = select(_s.expires_at).where(_s.session_id == session_id, _s.principal_id == principal_id)
+    ended = tx.execute(
         update(tables.session)
         .where(
-            _s.principal_id == select(mine.c.principal_id).scalar_subquery(),
-            _s.expires_at == select(mine.c.expires_at).scalar_subquery(),
+            _s.principal_id == principal_id,
+            _s.expires_at == family_ends_at.scalar_subquery(),
+            _s.expires_at > at,
             _s.ended_at.is_(None),
         )
         .values(ended_at=at)
     )
+    if ended.rowcount == 0:
+        raise Missing
 
 
 def end_sessions(tx: Transaction, principal_id: UUID, at: datetime, but: UUID | None = None) -> None:

@@ -174,6 +174,8 @@ session = Table(
     _time("proof_at", nullable=True),
     _time("proof_spent_at", nullable=True),
     _time("ended_at", nullable=True),
+    _id("sign_in_id", nullable=True),
+    _time("used_at", nullable=True),
     ForeignKeyConstraint(["principal_id"], ["principal.principal_id"]),
     UniqueConstraint("token_digest"),
     Index(None, "principal_id"),

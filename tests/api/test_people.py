@@ -7,17 +7,24 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
+from uuid import UUID
 
 import pyotp
 import pytest
 from argon2 import PasswordHasher
 from httpx2 import Response
+from pydantic import ValidationError
 from sqlalchemy import event
 
 from app.domain.words import UNBLINDED_ROLES, Role
 from app.identity.passwords import PLACES
+from app.settings import Settings
+from app.storage import people as storage
+from app.storage.database import Transaction
 from app.storage.tables import metadata
+from tests import harness
 from tests.harness import STUDY, Caller, House, expect
 
 PASSWORD = "seven quiet herons at dawn"
@@ -39,6 +46,15 @@ def refused(response: Response, status: int, code: str) -> dict[str, Any]:
     assert response.headers["content-type"] == "application/problem+json"
     assert problem["code"] == code, problem
     return problem
+
+
+def work_on(house: House, token: str, hours: int) -> None:
+    """Let an administrator's sign-in go on by an act now and then, to its end at the latest."""
+    end = house.clock.now + timedelta(hours=hours)
+    while house.clock.now < end:
+        house.clock.advance(min(timedelta(minutes=13), end - house.clock.now))
+        if house.clock.now < end:
+            expect(house.send("GET", "/v1/people", token=token, query={"limit": 1}), 200)
 
 
 class CountingHasher(PasswordHasher):
@@ -282,6 +298,136 @@ class TestSigningIn:
             assert response.headers["www-authenticate"] == "Bearer"
 
 
+class TestSessionsOfOnesOwn:
+    def test_a_session_nobody_uses_is_over(self, house: House) -> None:
+        """After 15 minutes without an act; what programs ask by themselves puts it off no more than a refusal does (USR-12)."""
+        doctor, admin = house.person("investigator"), house.person("service_admin", None)
+        idle, used, machine = doctor.token(), admin.token(), house.machine(None).token()
+        proven = admin.elevated_token()
+        for _ in range(3):
+            house.clock.advance(minutes=4)
+            expect(house.send("GET", "/v1/me", token=idle), 200)
+            expect(house.send("GET", "/v1/me/sessions", token=idle), 200)
+            refused(house.send("GET", "/v1/people", token=idle), 403, "forbidden")
+            expect(house.send("GET", "/v1/people", token=used), 200)
+        house.clock.advance(minutes=4)
+        for path in ("/v1/me", "/v1/me/sessions", "/v1/people"):
+            refused(house.send("GET", path, token=idle), 401, "not_authenticated")
+        refused(
+            house.send("POST", "/v1/sessions/step-up", token=idle, json={"otp": "000000"}), 401, "not_authenticated"
+        )
+        # The proof is of the sign-in that was used; the machine has no idle limit, its token is short.
+        expect(house.send("GET", "/v1/people", token=proven), 200)
+        expect(house.send("GET", "/v1/me", token=machine), 200)
+        # A sign-in is all that stands between the person and whatever they have to do, a code break above all.
+        expect(doctor.get("/v1/me", step_up=True), 200)
+
+    def test_the_limit_is_a_setting(self, migrated_database_url: str, tmp_path: Path) -> None:
+        """The operator says how long, within bounds in which a fresh proof never outlives its session (USR-12)."""
+        with harness.house(migrated_database_url, tmp_path, session_idle_minutes=5) as house:
+            token = house.admin.token()
+            house.clock.advance(minutes=5)
+            refused(house.send("GET", "/v1/me", token=token), 401, "not_authenticated")
+        for minutes in (0, 4, 61):
+            with pytest.raises(ValidationError):
+                Settings(session_idle_minutes=minutes)
+
+    def test_one_sees_ones_own_and_ends_one_or_all(self, house: House) -> None:
+        """The list tells sign-ins, not tokens; another person's is not found, and an ended one neither (USR-06, USR-12)."""
+        doctor, other = house.person("investigator"), house.person("investigator")
+        first = doctor.token()
+        house.clock.advance(minutes=2)
+        proven = doctor.elevated_token()
+        at_home = expect(sign_in(house, doctor.username, doctor.password), 201)["access_token"]
+        listed = expect(house.send("GET", "/v1/me/sessions", token=proven), 200)["items"]
+        assert [one["is_current"] for one in listed] == [True, False]
+        assert [one["proof_at"] is not None for one in listed] == [True, False]
+        assert listed[0]["signed_in_at"] < listed[0]["used_at"] < listed[0]["ends_at"]
+        home = f"/v1/me/sessions/{listed[1]['session_id']}"
+        refused(other.delete(home), 404, "not_found")
+        refused(other.delete("/v1/me/sessions/everything"), 422, "invalid")
+        expect(house.send("DELETE", home, token=first), 204)
+        said = last(house.trail())
+        assert (said["action"], said["target"]) == ("session:end", {"session_id": listed[1]["session_id"]})
+        refused(house.send("GET", "/v1/me", token=at_home), 401, "not_authenticated")
+        refused(house.send("DELETE", home, token=first), 404, "not_found")
+        assert len(expect(house.send("GET", "/v1/me/sessions", token=first), 200)["items"]) == 1
+        expect(house.send("DELETE", "/v1/me/sessions", token=proven), 204)
+        for token in (first, proven):
+            refused(house.send("GET", "/v1/me", token=token), 401, "not_authenticated")
+        expect(other.get("/v1/me"), 200)
+
+    def test_the_token_in_hand_outlives_the_one_it_was_stepped_up_from(self, house: House) -> None:
+        """After a change of password with a stepped-up token the list still tells its sign-in, and use still counts (USR-13)."""
+        admin = house.person("service_admin", None)
+        proven = admin.elevated_token()
+        body = {"current": admin.password, "new": "eight quiet herons at dusk"}
+        expect(house.send("POST", "/v1/me/password", token=proven, json=body), 200)
+        work_on(house, proven, hours=1)
+        listed = expect(house.send("GET", "/v1/me/sessions", token=proven), 200)["items"]
+        assert [one["is_current"] for one in listed] == [True]
+
+    def test_before_the_first_change_there_is_nothing_to_see(self, house: House) -> None:
+        """An issued password opens its own change, and the end of what it opened (SIG-07)."""
+        new = house.register("m.rossi")
+        refused(new.get("/v1/me/sessions"), 403, "password_change_required")
+        refused(house.machine(None).get("/v1/me/sessions"), 403, "forbidden")
+        expect(new.delete("/v1/me/sessions"), 204)
+
+    def test_an_admin_ends_all_of_a_person(self, house: House) -> None:
+        """The sessions of a lost device are over at once; the person signs in again, and nobody else feels it (USR-06)."""
+        doctor = house.person("investigator")
+        tokens = [doctor.token(), doctor.elevated_token()]
+        path = f"/v1/people/{doctor.username}/sessions"
+        refused(doctor.delete(path), 403, "forbidden")
+        expect(house.admin.delete(path), 204)
+        said = last(house.trail())
+        assert (said["actor"], said["action"], said["target"]) == (
+            "admin",
+            "session:end_all",
+            {"username": doctor.username},
+        )
+        for token in tokens:
+            refused(house.send("GET", "/v1/me", token=token), 401, "not_authenticated")
+        doctor.forget_token()
+        expect(doctor.get("/v1/me", step_up=True), 200)
+        expect(house.admin.delete(path), 204)
+        refused(house.admin.delete("/v1/people/nobody.here/sessions"), 404, "not_found")
+
+    def test_a_step_up_under_way_does_not_outlive_the_end(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whoever ends all sessions while one of them is being proven leaves no token behind (USR-06)."""
+        doctor = house.person("investigator")
+        token, code = doctor.token(), doctor.code()
+
+        def ended_meanwhile(tx: Transaction, principal_id: UUID, _step: int) -> bool:
+            # What a rival did just before the lock was given: it is seen by whatever is read after.
+            storage.end_sessions(tx, principal_id, house.clock.now)
+            return True
+
+        with monkeypatch.context() as patched:
+            patched.setattr(storage, "claim_one_time_step", ended_meanwhile)
+            answer = house.send("POST", "/v1/sessions/step-up", token=token, json={"otp": code})
+        refused(answer, 401, "not_authenticated")
+
+    def test_the_log_of_sign_ins_is_searched(self, house: House) -> None:
+        """Who signed in and out, and when: by action, by name and by time (USR-14)."""
+        doctor = house.person("investigator")
+        expect(doctor.delete("/v1/sessions/current"), 204)
+        sign_in(house, doctor.username, "not this")
+        found = {
+            action: [
+                (entry["actor"], entry["outcome"])
+                for entry in expect(house.admin.get("/v1/trail", action=action), 200)["items"]
+                if doctor.username in (entry["actor"], (entry["target"] or {}).get("username"))
+            ]
+            for action in ("session:create", "session:end")
+        }
+        assert found["session:create"][-2:] == [(doctor.username, "done"), ("unknown", "denied")]
+        assert found["session:end"] == [(doctor.username, "done")]
+        of_one = expect(house.admin.get("/v1/trail", action="session:create", actor=doctor.username), 200)["items"]
+        assert {entry["actor"] for entry in of_one} == {doctor.username}
+
+
 class TestFirstChange:
     def test_an_issued_password_opens_nothing_but_its_own_change(self, house: House) -> None:
         """Until the first change only the account's own calls work (USR-13, SIG-07)."""
@@ -408,10 +554,10 @@ class TestSteppingUp:
 
     def test_a_code_gives_a_fresh_proof_and_keeps_the_first_end(self, house: House) -> None:
         """The new session is of acr mfa with its own time, and ends when the first would have (D3, USR-12)."""
-        doctor = house.person("investigator")
-        doctor.token()
-        house.clock.advance(hours=2)
-        response = self.step_up(house, doctor, doctor.code())
+        doctor = house.person("service_admin", None)
+        token = doctor.token()
+        work_on(house, token, hours=2)
+        response = house.send("POST", "/v1/sessions/step-up", token=token, json={"otp": doctor.code()})
         session = expect(response, 201)
         assert session["acr"] == "mfa"
         assert session["auth_time"].startswith("2026-11-22T10:00:")
@@ -421,7 +567,7 @@ class TestSteppingUp:
         me = expect(house.send("GET", "/v1/me", token=session["access_token"]), 200)
         assert me["proof"] == {"at": session["auth_time"], "age_seconds": 45, "spent": False}
         assert expect(doctor.get("/v1/me"), 200)["proof"] is None
-        house.clock.advance(hours=6)
+        work_on(house, token, hours=6)
         refused(house.send("GET", "/v1/me", token=session["access_token"]), 401, "not_authenticated")
 
     def test_the_code_of_this_and_of_the_previous_step_is_taken(self, house: House) -> None:

@@ -16,6 +16,7 @@ def learnt(section: Section, action: str, outcome: str = "done", after: Mapping[
 TELLS_NOTHING: Final = frozenset(
     {
         *(Action.SIGN_IN, Action.STEP_UP, Action.SIGN_OUT, Action.ISSUE_TOKEN, Action.CHANGE_PASSWORD),
+        *(Action.LIST_SESSIONS, Action.END_SESSIONS),
         *(Action.READ_SELF, Action.REGISTER_PERSON, Action.LIST_PEOPLE, Action.DEACTIVATE_PERSON),
         *(Action.RESET_PERSON, Action.REGISTER_CLIENT, Action.GRANT_ROLE, Action.LIST_GRANTS, Action.REVOKE_GRANT),
         *(Action.READ_SERVICE_TRAIL, Action.DECLARE_RECOVERY, Action.READ_CHECKPOINT, Action.READ_PROOF),

@@ -59,6 +59,7 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
     "list_people": ADMIN,
     "deactivate_person": ADMIN,
     "reset_person": ADMIN,
+    "end_sessions_of_person": ADMIN,
     "grant_role": ADMIN,
     "list_grants": ADMIN,
     "revoke_grant": ADMIN,
@@ -132,7 +133,12 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
 }
 """Who may call what, from `api.md`."""
 
-OWN: Final = frozenset({"sign_in", "step_up", "sign_out", "read_self", "change_password", "issue_token"})
+OWN: Final = frozenset(
+    {
+        *("sign_in", "step_up", "sign_out", "read_self", "change_password", "issue_token"),
+        *("list_sessions", "end_session", "end_sessions"),
+    }
+)
 """What concerns one's own account, or makes one known; tested with it (`tests/api/test_people.py`)."""
 
 STEP_UP: Final = frozenset(

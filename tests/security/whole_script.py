@@ -286,6 +286,10 @@ class WholePlay(Play):
         self.tell(admin, "POST", f"{path}/grants", self.role(Role.STATISTICIAN))
         self.tell(leaver, "POST", "/v1/sessions/step-up", {"otp": "000000"})
         self.prove(leaver)
+        session = self.ask(leaver, "GET", "/v1/me/sessions").json()["items"][0]
+        self.ask(leaver, "DELETE", f"/v1/me/sessions/{session['session_id']}")
+        leaver.token, leaver.stepped_up_at = "", None
+        self.tell(leaver, "GET", "/v1/me")
         for _ in range(8):
             self.tell(None, "POST", "/v1/sessions", {"username": LEAVER, "password": "not this"})
         self.tell(admin, "GET", f"{path}/grants")
