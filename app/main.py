@@ -15,6 +15,7 @@ from starlette.responses import Response
 from app.api import (
     accidents,
     allocations,
+    clients,
     consignments,
     disclosures,
     documentation,
@@ -42,6 +43,7 @@ from app.surroundings import surroundings
 DOORS: Final = (
     people.door,
     people.token_door,
+    clients.door,
     studies.door,
     schedules.door,
     consignments.door,

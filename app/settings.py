@@ -80,6 +80,13 @@ class Settings(BaseSettings):
     ] = 15
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on")] = 8000
+    public_url: Annotated[
+        str | None,
+        Field(
+            pattern=r"^https?://[A-Za-z0-9.\[\]:-]+(/[A-Za-z0-9._~/-]*)?$",
+            description="address at which callers reach the service; default: host and port, by plain HTTP",
+        ),
+    ] = None
     behind_tls_proxy: Annotated[bool, Field(description="a proxy that speaks TLS stands before the service")] = False
     workers: Annotated[int, Field(ge=1, le=64, description="worker processes; SQLite takes one only")] = 1
     threads: Annotated[int, Field(ge=1, le=64, description="threads of a worker, and connections of its pool")] = 8
@@ -96,6 +103,10 @@ class Settings(BaseSettings):
     def url(self) -> str:
         """Return the database URL, from its file when one is named."""
         return self.database_url_file.read_text().strip() if self.database_url_file else self.database_url
+
+    def base_url(self) -> str:
+        """Return the address at which callers reach the service, without a slash at its end."""
+        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
 
     def plain_host(self) -> str | None:
         """Return the address at which plain HTTP would leave the machine; None on loopback or behind a proxy with TLS."""

@@ -38,6 +38,7 @@ def surroundings(
             password_max_age=settings.password_max_age(),
             hashing_places=max(1, settings.threads // 2),
             backup_contact=settings.backup_contact,
+            public_url=settings.base_url(),
         ),
         clock=clock,
         list_entropy=list_entropy or SystemEntropy(),

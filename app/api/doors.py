@@ -55,6 +55,7 @@ REVEALING: Final = frozenset(
         Action.REGISTER_PERSON,
         Action.RESET_PERSON,
         Action.REGISTER_CLIENT,
+        Action.ISSUE_CLIENT_SECRET,
         Action.SIGN_IN,
         Action.STEP_UP,
         Action.ISSUE_TOKEN,
@@ -66,6 +67,7 @@ REVEALING: Final = frozenset(
 HONOURING_KEY: Final = frozenset(
     {
         Action.GRANT_ROLE,
+        Action.ADD_CLIENT_KEY,
         Action.DEACTIVATE_PERSON,
         Action.DECLARE_RECOVERY,
         Action.REGISTER_STUDY,

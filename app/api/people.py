@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qsl, unquote_plus
@@ -17,7 +17,8 @@ from app.api.schemas import Answer, Body, Cursor, IdPath, Limit, Moment, Page, S
 from app.domain.words import Action, Role, SiteCode, StudyCode, Username
 from app.errors import WrongCredentials
 from app.services import people
-from app.services.people import Holder
+from app.services.context import RequestContext
+from app.services.people import ASSERTION_TYPE, Holder, SignedIn
 
 door = Door("People and clients")
 token_door = Door("People and clients", prefix="")
@@ -388,6 +389,8 @@ _TOKEN_REQUEST: Final[dict[str, Any]] = {
                         "grant_type": {"type": "string", "const": "client_credentials"},
                         "client_id": {"type": "string"},
                         "client_secret": {"type": "string"},
+                        "client_assertion_type": {"type": "string", "const": ASSERTION_TYPE},
+                        "client_assertion": {"type": "string", "description": "instead of a secret (RFC 7523)"},
                     },
                 },
                 "example": {
@@ -443,15 +446,30 @@ def issue_token(form: TokenForm, request: Request, ctx: Context) -> Response:
         return _token_problem(400, "invalid_request")
     if form["grant_type"] != ["client_credentials"]:
         return _token_problem(400, "unsupported_grant_type")
-    credentials = _credentials_of(form, request.headers.get("authorization"))
-    if isinstance(credentials, Response):
-        return credentials
+    issue = _proof_of(form, request.headers.get("authorization"))
+    if isinstance(issue, Response):
+        return issue
     try:
-        issued = people.issue_token(ctx, *credentials)
+        issued = issue(ctx)
     except WrongCredentials:
         # This one route speaks RFC 6749 and not RFC 9457, because its clients are OAuth libraries.
         return _token_problem(401, "invalid_client")
     return JSONResponse({"access_token": issued.access_token, "token_type": "Bearer", "expires_in": issued.expires_in})
+
+
+def _proof_of(form: Mapping[str, list[str]], header: str | None) -> Callable[[RequestContext], SignedIn] | Response:
+    """Return what issues the token: by a signed assertion or by a secret, and never by both (RFC 6749, 2.3; RFC 7521, 4.2)."""
+    if form.keys().isdisjoint({"client_assertion", "client_assertion_type"}):
+        credentials = _credentials_of(form, header)
+        if isinstance(credentials, Response):
+            return credentials
+        client_id, secret = credentials
+        return lambda ctx: people.issue_token(ctx, client_id, secret)
+    if header is not None or "client_secret" in form or form.get("client_assertion_type") != [ASSERTION_TYPE]:
+        return _token_problem(400, "invalid_request")
+    assertion = form.get("client_assertion", [""])[0]
+    named = form["client_id"][0][:_LONG] if "client_id" in form else None
+    return lambda ctx: people.issue_token_to_key(ctx, named, assertion)
 
 
 def _credentials_of(form: Mapping[str, list[str]], header: str | None) -> tuple[str, str] | Response:

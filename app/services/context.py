@@ -49,6 +49,12 @@ class Limits:
     """How many strangers may be busy with a password at a time; half of the threads, so that the rest are free for all else."""
     backup_contact: str = ""
     """What is answered when even the database is down (rule D4)."""
+    public_url: str = "http://127.0.0.1:8000"
+    """Where callers reach the service: never taken from a request, whose sender could write anything there."""
+
+    def audiences(self) -> frozenset[str]:
+        """Return as whom an assertion of a machine client may address the service (RFC 7523, 3)."""
+        return frozenset({self.public_url, f"{self.public_url}/oauth2/token"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ up. So what is verified is looked at again inside, under a lock on the credentia
 """
 
 import base64
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from functools import partial
 from typing import Final, NoReturn, TypeVar
 from uuid import UUID
 
+from app.domain.encoding import encode
 from app.domain.people import HeldGrant, Principal
 from app.domain.sealed import Column, SealContext
 from app.domain.words import (
@@ -43,19 +45,23 @@ from app.errors import (
     WrongCredentials,
     WrongOneTimeCode,
 )
+from app.identity import assertions
 from app.identity.attempts import Attempts
 from app.identity.codes import accepted_step, new_secret
+from app.identity.jose import PublicKey
 from app.identity.passwords import issued_password, refuse_weak
 from app.identity.tokens import client_secret_digest, new_client_secret, new_token, token_digest, verify_client_secret
 from app.services import pages
 from app.services.audited import Act, audited, enter_by_service
 from app.services.context import Deployment, RequestContext
-from app.storage import people, studies
+from app.storage import clients, people, studies
 from app.storage.database import CommitUncertain, Transaction, TryAgain
 from app.storage.people import Account, Credential, RoleGrant
 
 T = TypeVar("T")
 
+ASSERTION_TYPE: Final = assertions.TYPE
+"""What a client that signs for its token calls its assertion (RFC 7523, 2.2)."""
 _ATTEMPTS: Final = 8
 _USERNAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,39}")
 _RESERVED: Final = frozenset({"snose", "unknown"})
@@ -203,20 +209,66 @@ def issue_token(ctx: RequestContext, client_id: str, client_secret: str) -> Sign
 
     Tries are not slowed down: a secret of 256 random bits is not guessed, and a stranger could stand before the EDC system.
     """
+
+    def shown(act: Act, kept: Credential) -> datetime | None:
+        former = clients.list_former_secrets(act.tx, kept.principal_id, act.now)
+        # The present secret has no end; an empty one opens nothing.
+        ends = {one.secret_hash: one.ends_at for one in former} | ({kept.secret_hash: None} if kept.secret_hash else {})
+        for digest, end in ends.items():
+            if _fault_of(partial(verify_client_secret, client_secret, bytes.fromhex(digest))) is None:
+                return end
+        raise WrongCredentials
+
+    return _issue(ctx, client_id, shown)
+
+
+def issue_token_to_key(ctx: RequestContext, client_id: str | None, assertion: str) -> SignedIn:
+    """Return a session of a machine client that has signed with a key of its own (RFC 7523); raise ``WrongCredentials``.
+
+    ``client_id`` need not be named beside the assertion; if it is, both name the same client.
+    """
+    fault, read = None, None
+    try:
+        read = assertions.read(assertion)
+    except WrongCredentials as error:
+        fault = error
+    named = assertions.client_of(read) if read is not None else client_id or ""
+
+    def shown(act: Act, kept: Credential) -> datetime | None:
+        if read is None or client_id not in {None, named}:
+            raise fault or WrongCredentials
+        keys = [
+            PublicKey(key.key_id, key.algorithm, key.public_jwk)
+            for key in clients.list_keys(act.tx, kept.principal_id)
+            if key.revoked_at is None
+        ]
+        said = assertions.verify(read, named, keys, act.deployment.limits.audiences(), act.now)
+        if not clients.claim_assertion(
+            act.tx, hashlib.sha256(encode("assertion", named, said.token_id)).digest(), act.now
+        ):
+            raise WrongCredentials
+        act.note(before={"key_id": said.thumbprint})
+        return None
+
+    return _issue(ctx, named, shown)
+
+
+def _issue(ctx: RequestContext, client_id: str, shown: Callable[[Act, Credential], datetime | None]) -> SignedIn:
+    """Return a session of a client whose proof is looked at by ``shown``, which returns when that proof ends, if it does."""
     credential = None
     if _USERNAME.fullmatch(client_id):
         credential = _apart(ctx.deployment, lambda tx: people.find_credential(tx, client_id, is_machine=True))
-    stored = bytes.fromhex(credential.secret_hash) if credential is not None else None
-    fault = _fault_of(lambda: verify_client_secret(client_secret, stored))
 
     def work(act: Act) -> SignedIn:
-        if credential is None or fault is not None:
-            raise fault or WrongCredentials
-        kept = people.hold_credential(act.tx, credential.principal_id)
-        if not kept.is_active or kept.secret_hash != credential.secret_hash:
+        if credential is None:
             raise WrongCredentials
+        kept = people.hold_credential(act.tx, credential.principal_id)
+        if not kept.is_active:
+            raise WrongCredentials
+        ends_at = shown(act, kept)
         end = act.now + act.deployment.limits.machine_token_length
-        return _begin_session(act, credential.principal_id, end, "client")
+        # A token does not outlive the secret that it was given for.
+        return _begin_session(act, credential.principal_id, min(end, ends_at or end), "client")
 
     # A name that no client has is noise; a known one's failure is entered, because its secret may have been lost.
     on_refusal = _enter_failed_login if credential is not None else None

@@ -25,6 +25,8 @@ CHANGEABLE: Final = {
         *("failed_codes", "codes_blocked_until"),
     ),
     "sign_in_tries": ("failed", "blocked_until"),
+    "former_secret": ("ends_at",),
+    "client_key": ("revoked_at", "revoked_by"),
     "role_grant": ("revoked_at", "revoked_by"),
     "session": ("proof_at", "proof_spent_at", "ended_at", "used_at"),
     "study": (

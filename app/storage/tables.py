@@ -180,6 +180,37 @@ session = Table(
     UniqueConstraint("token_digest"),
     Index(None, "principal_id"),
 )
+# What a machine client proves itself with besides the secret of its credential. The secrets before that one, while they still open:
+former_secret = Table(
+    "former_secret",
+    metadata,
+    _id("principal_id"),
+    _text("secret_hash"),
+    _time("set_at"),
+    _time("ends_at"),
+    ForeignKeyConstraint(["principal_id"], ["principal.principal_id"]),
+    PrimaryKeyConstraint("principal_id", "secret_hash"),
+)
+client_key = Table(
+    "client_key",
+    metadata,
+    Column("key_id", Text(), primary_key=True),
+    _id("principal_id"),
+    _text("algorithm"),
+    _text("public_jwk"),
+    _time("added_at"),
+    _text("added_by"),
+    _time("revoked_at", nullable=True),
+    _text("revoked_by", nullable=True),
+    ForeignKeyConstraint(["principal_id"], ["principal.principal_id"]),
+    Index(None, "principal_id"),
+)
+used_assertion = Table(
+    "used_assertion",
+    metadata,
+    Column("digest", LargeBinary(32), primary_key=True),
+    _time("used_at"),
+)
 
 # -- studies
 

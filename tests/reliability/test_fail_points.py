@@ -32,6 +32,7 @@ AGAIN: Final[Mapping[Action, str]] = {
     Action.SIGN_IN: "each sign-in is a session; one whose answer was lost ends by itself",
     Action.ISSUE_TOKEN: "each token is a session too",
     Action.REGISTER_CLIENT: "a client has no name of its own: the one whose secret was lost is nobody's, and holds no role",
+    Action.ISSUE_CLIENT_SECRET: "each issues another one; the one whose answer was lost ends with the overlap, or is revoked",
     Action.RESET_PERSON: "each reset issues another password",
     Action.STEP_UP: "the code has served: a wrong try is counted",
     Action.CHANGE_PASSWORD: "the old password is wrong by now: a wrong try is counted",

@@ -43,6 +43,7 @@ THIRD_SITE: Final = "03"
 LEAVER: Final = "leaver"
 BOTH: Final = "statistician.and.approver"
 SPARE_CLIENT: Final = "Spare system"
+SPARE_KEY: Final = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
 EXTENSION: Final = 8
 LONG_AFTER: Final = timedelta(days=701)
 """After the consignments that the script sends in its course have expired."""
@@ -315,10 +316,20 @@ class WholePlay(Play):
         granted = self.ask(self.admin, "POST", f"{path}/grants", self.role(Role.EDC_CLIENT)).json()
         self.tell(spare, "GET", f"{self.study}/allocations")
         self.tell(self.admin, "GET", f"{path}/grants")
+        self.change_credentials(path)
         self.ask(self.admin, "DELETE", f"{path}/grants/{granted['grant_id']}")
         self.tell(spare, "GET", f"{self.study}/allocations")
         self.ask(self.admin, "POST", f"{path}/deactivation")
         self.tell(spare, "GET", f"{self.study}/allocations")
+
+    def change_credentials(self, path: str) -> None:
+        """Give a client what it proves itself with, and take it back."""
+        issued = self.ask(self.admin, "POST", f"{path}/secrets", {"overlap_hours": 1}).json()
+        self.ask(self.admin, "GET", f"{path}/secrets")
+        self.ask(self.admin, "DELETE", f"{path}/secrets/{issued['fingerprint']}")
+        added = self.ask(self.admin, "POST", f"{path}/keys", {"jwk": SPARE_KEY}).json()
+        self.ask(self.admin, "GET", f"{path}/keys")
+        self.ask(self.admin, "DELETE", f"{path}/keys/{added['key_id']}")
 
     def role(self, role: Role) -> dict[str, str]:
         return {"role": role.value, "study_code": self.protocol.study_code}
