@@ -25,6 +25,7 @@ from app.api import (
     people,
     schedules,
     studies,
+    third_party,
     trail,
     unblinding,
 )
@@ -51,6 +52,7 @@ DOORS: Final = (
     allocations.door,
     unblinding.door,
     accidents.door,
+    third_party.door,
     envelopes.door,
     trail.door,
     disclosures.door,

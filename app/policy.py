@@ -53,6 +53,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.READ_CODE_BREAKS,
         Action.RECORD_ACCIDENT,
         Action.READ_ACCIDENTS,
+        Action.READ_THIRD_PARTY,
         Action.ENTER_OPENING,
         Action.READ_ENVELOPES,
         Action.READ_TRAIL,
@@ -67,9 +68,11 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.LINK_DUPLICATE,
         Action.BREAK_CODE,
         Action.ADD_NARRATIVE,
+        Action.REQUEST_THIRD_PARTY,
         Action.READ_CODE_BREAKS,
         Action.RECORD_ACCIDENT,
         Action.READ_ACCIDENTS,
+        Action.READ_THIRD_PARTY,
         Action.READ_SUBJECT_KITS,
         Action.ASSIGN_KIT,
         Action.READ_TRAIL,
@@ -83,6 +86,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.READ_CODE_BREAKS,
         Action.RECORD_ACCIDENT,
         Action.READ_ACCIDENTS,
+        Action.READ_THIRD_PARTY,
         Action.READ_TRAIL,
     },
     Role.PHARMACIST: _EVERY_STUDY_ROLE
@@ -102,6 +106,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.READ_CODE_BREAKS,
         Action.RECORD_ACCIDENT,
         Action.READ_ACCIDENTS,
+        Action.READ_THIRD_PARTY,
         Action.READ_ENVELOPES,
         Action.READ_TRAIL,
     },
@@ -111,6 +116,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.READ_CODE_BREAKS,
         Action.RECORD_ACCIDENT,
         Action.READ_ACCIDENTS,
+        Action.READ_THIRD_PARTY,
         Action.READ_ENVELOPES,
         Action.READ_TRAIL,
         Action.READ_DISCLOSURES,
@@ -120,6 +126,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
     | {
         Action.READ_CODE_BREAKS,
         Action.READ_ACCIDENTS,
+        Action.READ_THIRD_PARTY,
         Action.READ_ENVELOPES,
         Action.READ_TRAIL,
         Action.READ_DISCLOSURES,
@@ -134,6 +141,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.ASSIGN_KIT,
         Action.READ_CODE_BREAKS,
         Action.READ_ACCIDENTS,
+        Action.READ_THIRD_PARTY,
     },
     Role.STATISTICIAN: _EVERY_STUDY_ROLE
     | {
@@ -172,8 +180,10 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
     | {
         Action.BREAK_CODE,
         Action.ADD_NARRATIVE,
+        Action.REQUEST_THIRD_PARTY,
         Action.READ_CODE_BREAKS,
         Action.READ_ACCIDENTS,
+        Action.READ_THIRD_PARTY,
         Action.ENTER_OPENING,
         Action.READ_ENVELOPES,
         Action.UNBLIND_FOR_SAFETY,
@@ -182,6 +192,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.READ_RESTRICTED,
         Action.READ_DISCLOSURES,
     },
+    Role.TREATING_PHYSICIAN: _EVERY_STUDY_ROLE | {Action.OPEN_FOR_THIRD_PARTY},
 }
 """Which actions each role includes; for site roles at the sites of the grant only."""
 
@@ -215,6 +226,8 @@ ELEVATED: Final = frozenset(
         Action.ENTER_OPENING,
         Action.BREAK_CODE,
         Action.UNBLIND_FOR_SAFETY,
+        Action.REQUEST_THIRD_PARTY,
+        Action.OPEN_FOR_THIRD_PARTY,
         Action.REQUEST_FINAL_UNBLINDING,
         Action.RELEASE_FINAL_UNBLINDING,
         Action.READ_RESTRICTED,
@@ -229,6 +242,7 @@ SPENDING: Final = frozenset(
     {
         Action.BREAK_CODE,
         Action.UNBLIND_FOR_SAFETY,
+        Action.OPEN_FOR_THIRD_PARTY,
         Action.RELEASE_PACKING_LIST,
         Action.RELEASE_FINAL_UNBLINDING,
         Action.READ_PREPARATION,

@@ -13,7 +13,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 
 from app import errors
-from app.api.doors import HONOURING_KEY, MAX_KEY
+from app.api.doors import BREAKING, HONOURING_KEY, MAX_KEY
 from app.api.examples import example_of, text_example
 from app.api.problems import CHALLENGE, MEDIA_TYPE, MalformedRequest, body_of
 from app.api.schemas import Problem
@@ -26,7 +26,6 @@ _REQUEST_ID: Final = "5b0f6a5d0d1e4d7f8a7c2b9e3f4a1c6d"
 _THROTTLED: Final = frozenset({Action.SIGN_IN, Action.ISSUE_TOKEN, Action.STEP_UP, Action.CHANGE_PASSWORD})
 _SAYS_NOTHING: Final = frozenset({"Successful Response", "Service Unavailable"})
 """What the framework writes where nobody said anything."""
-_REVEALS: Final = frozenset({Action.BREAK_CODE, Action.UNBLIND_FOR_SAFETY})
 
 
 class DescribedService(FastAPI):
@@ -125,7 +124,7 @@ def _problems_of(operation: Mapping[str, Any], action: Action, method: str, path
         yield "409", "Conflict"
     if action in _THROTTLED:
         yield "429", "TooManyAttempts"
-    yield "503", "RevealUnavailable" if action in _REVEALS else "Unavailable"
+    yield "503", "RevealUnavailable" if action in BREAKING else "Unavailable"
 
 
 def _header(name: str) -> dict[str, str]:

@@ -34,12 +34,13 @@ ROOM: Final = 33_554_432
 MAX_KEY: Final = 200
 IMPORTING: Final = frozenset({Action.CREATE_CONSIGNMENT, Action.IMPORT_SCHEDULE})
 """Acts whose bodies hold a whole list, of kits or of slots."""
-BREAKING: Final = frozenset({Action.BREAK_CODE, Action.UNBLIND_FOR_SAFETY})
+BREAKING: Final = frozenset({Action.BREAK_CODE, Action.UNBLIND_FOR_SAFETY, Action.OPEN_FOR_THIRD_PARTY})
 """The doors at which every 503 carries the back-up contact (rule D4)."""
 REVEALING: Final = frozenset(
     {
         Action.BREAK_CODE,
         Action.UNBLIND_FOR_SAFETY,
+        Action.OPEN_FOR_THIRD_PARTY,
         Action.RELEASE_PACKING_LIST,
         Action.RELEASE_SHEETS,
         Action.RELEASE_FINAL_UNBLINDING,
@@ -100,6 +101,7 @@ HONOURING_KEY: Final = frozenset(
         Action.LINK_DUPLICATE,
         Action.ADD_NARRATIVE,
         Action.RECORD_ACCIDENT,
+        Action.REQUEST_THIRD_PARTY,
         Action.ENTER_OPENING,
         Action.REQUEST_FINAL_UNBLINDING,
     }

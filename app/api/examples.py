@@ -129,6 +129,7 @@ _STORY: Final[Mapping[str, Any]] = {
     # code breaks
     "code_break_id": _ID,
     "safety_unblinding_id": _ID,
+    "requested_by": "m.rossi",
     "CodeBreakRequest.kit_code": None,
     "CodeBreakRecordRead.kit_code": None,
     "SafetyRecordRead.status": "authorised",

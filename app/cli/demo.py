@@ -62,6 +62,7 @@ TEAM: Final = (
     Role.SUPPLY_MANAGER,
     Role.UNBLINDED_PHARMACIST,
     Role.SAFETY_OFFICER,
+    Role.TREATING_PHYSICIAN,
 )
 ACTORS: Final = (
     Role.STUDY_ADMIN,

@@ -128,6 +128,7 @@ class Role(StrEnum):
     SUPPLY_MANAGER = "supply_manager"
     UNBLINDED_PHARMACIST = "unblinded_pharmacist"
     SAFETY_OFFICER = "safety_officer"
+    TREATING_PHYSICIAN = "treating_physician"
     SERVICE_ADMIN = "service_admin"
 
 
@@ -138,6 +139,7 @@ UNBLINDED_ROLES: Final = frozenset(
         Role.SUPPLY_MANAGER,
         Role.UNBLINDED_PHARMACIST,
         Role.SAFETY_OFFICER,
+        Role.TREATING_PHYSICIAN,
     }
 )
 SITE_ROLES: Final = frozenset({Role.INVESTIGATOR, Role.COORDINATOR, Role.PHARMACIST, Role.UNBLINDED_PHARMACIST})
@@ -237,6 +239,9 @@ class Action(StrEnum):
     READ_SAFETY_UNBLINDINGS = "safety_unblinding:list"
     RECORD_ACCIDENT = "accidental_unblinding:record"
     READ_ACCIDENTS = "accidental_unblinding:list"
+    REQUEST_THIRD_PARTY = "third_party_unblinding:request"
+    OPEN_FOR_THIRD_PARTY = "third_party_unblinding:open"
+    READ_THIRD_PARTY = "third_party_unblinding:list"
     REQUEST_FINAL_UNBLINDING = "final_unblinding:request"
     RELEASE_FINAL_UNBLINDING = "final_unblinding:release"
     # trail

@@ -43,7 +43,7 @@ from app.services.enveloping import put_by, wake_writer
 from app.services.evidence import AllocationPlace, KitAssignmentPlace, OpenedKit, open_slot, seal_binding
 from app.services.stock import StockDraw
 from app.storage import allocations, kits, schedules, studies, trail
-from app.storage.allocations import ACCIDENT, Allocation, SubjectFlag
+from app.storage.allocations import ACCIDENT, THIRD_PARTY_OPENING, Allocation, SubjectFlag
 from app.storage.kits import KitAssignment
 
 _ERROR_MARK: Final = "error_mark"
@@ -339,7 +339,7 @@ def _records(act: Act, found: Sequence[Allocation]) -> list[AllocationRecord]:
                 allocation.allocated_at,
                 codes[key],
                 Flags(
-                    unblinded.get(key),
+                    _first_unblinded(unblinded.get(key), flags[key]),
                     None
                     if mark is None
                     else {
@@ -356,6 +356,12 @@ def _records(act: Act, found: Sequence[Allocation]) -> list[AllocationRecord]:
             )
         )
     return records
+
+
+def _first_unblinded(broken_at: datetime | None, flags: Sequence[SubjectFlag]) -> datetime | None:
+    """Return when somebody first opened the treatment at the emergency or the third party's door, withheld answers included."""
+    opened = [flag.flagged_at for flag in flags if flag.kind == THIRD_PARTY_OPENING]
+    return min([*opened, *([] if broken_at is None else [broken_at])], default=None)
 
 
 def _happened_at(accident: SubjectFlag) -> datetime:

@@ -4,9 +4,7 @@ Only binding, slot and kits together say what a treatment is, and only when they
 signed: whatever disagrees gives no answer. No entry here has a field for an arm; the restricted parts have none either (rule E3).
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, cast
@@ -14,7 +12,6 @@ from uuid import UUID
 
 import structlog
 
-from app.domain.contents import Binding
 from app.domain.kits import STEPS, Step
 from app.domain.sealed import Column, SealContext
 from app.domain.words import (
@@ -23,33 +20,28 @@ from app.domain.words import (
     KitCode,
     ReasonCode,
     Role,
-    SiteCode,
     StudyCode,
     StudyStatus,
     SubjectId,
-    SubjectKey,
     subject_key,
 )
 from app.errors import (
     AlreadyExists,
     IllegalTransition,
-    IntegrityBroken,
     Invalid,
     Missing,
-    RevealUnavailable,
     SecondPersonRequired,
     SnoseError,
-    Unavailable,
 )
 from app.sealing.recipients import encrypt_to
 from app.services import pages
 from app.services.aside import LONGEST_WAIT_MS, put_aside_broken
 from app.services.audited import Act, Receipt, Unfinished, audited
 from app.services.context import RequestContext
-from app.services.evidence import open_allocation, open_assigned_kit, open_kit, safety_context
+from app.services.evidence import safety_context
 from app.services.final_package import FinalPackage
-from app.storage import allocations, commitments, dual_control, kits, studies, unblinding
-from app.storage.allocations import Allocation
+from app.services.treatments import Shown, contact_when_unavailable, open_kit_of_nobody, open_subject
+from app.storage import allocations, dual_control, kits, unblinding
 from app.storage.database import LOCK_TIMEOUT_MS, Transaction, TryAgain
 from app.storage.dual_control import DualControlRequest
 from app.storage.kits import KitRow
@@ -58,99 +50,6 @@ from app.storage.unblinding import CodeBreakRecord, NewCodeBreak, SafetyUnblindi
 _log: Final = structlog.get_logger("snose.unblinding")
 _FINAL_UNBLINDING: Final = "final_unblinding"
 """The kind under which its requests stand among those that two people decide."""
-
-
-# -- what a treatment is -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Shown:
-    """What the sealed evidence says of one subject, or of one kit. Danger: holds an arm."""
-
-    subject_id: SubjectId | None
-    subject_key: SubjectKey | None
-    site_code: SiteCode | None
-    arm_code: ArmCode = field(repr=False)
-    treatment: str = field(repr=False)
-    kit_codes: Sequence[KitCode] = ()
-
-
-def _open_subject(act: Act, allocation: Allocation) -> _Shown:
-    """Return what a subject was given; raise ``IntegrityBroken`` unless binding, slot and every kit agree (rule D4)."""
-    study_id = act.study.study_id
-    given = kits.list_assignments(act.tx, study_id, allocation.subject_key)
-    first = next((one.kit for one in given if one.visit is None and one.replaces is None), None)
-    if first is None:
-        message = "An allocation has lost its kit."
-        raise IntegrityBroken(message)
-    told = [open_allocation(act, allocation, first.kit_id)]
-    told += [open_assigned_kit(act, one)[1] for one in given]
-    arms, treatments = {binding.arm_code for binding in told}, {binding.treatment for binding in told}
-    agreed = _agreed(act, arms, treatments, [allocation.schedule_id])
-    return _Shown(
-        allocation.subject_id,
-        allocation.subject_key,
-        allocation.site_code,
-        agreed.arm_code,
-        agreed.treatment,
-        tuple(one.kit.kit_code for one in given),
-    )
-
-
-def _open_kit_of_nobody(act: Act, kit: KitRow) -> _Shown:
-    """Return what is in a kit that nobody was given."""
-    study_id = act.study.study_id
-    opened = open_kit(act, kits.get_sealed_kit(act.tx, study_id, kit.kit_id))
-    signed = unblinding.list_signed_schedules(act.tx, study_id)
-    agreed = _agreed(act, {opened.arm_code}, set(), signed)
-    return _Shown(None, None, kit.site_code, agreed.arm_code, agreed.treatment, (kit.kit_code,))
-
-
-def _agreed(act: Act, arms: set[ArmCode], treatments: set[str], signed_by: Sequence[UUID]) -> Binding:
-    """Return the one arm and the one treatment that everything speaks of; raise ``IntegrityBroken`` otherwise.
-
-    The words of the definition, too, are compared with those that the approver signed: a text that was changed in the database
-    would tell a physician the wrong product.
-    """
-    words: list[Mapping[ArmCode, str]] = [
-        {arm.arm_code: arm.treatment for arm in studies.list_arms(act.tx, act.study.study_id)}
-    ]
-    words += [_signed_words(act, schedule_id) for schedule_id in signed_by]
-    said = treatments | {one.get(arm) for one in words for arm in arms}
-    treatment = said.pop()
-    if len(arms) != 1 or said or treatment is None:
-        message = "Binding, slot, kits and the signed words of the treatment do not agree."
-        raise IntegrityBroken(message)
-    return Binding(next(iter(arms)), treatment)
-
-
-def _signed_words(act: Act, schedule_id: UUID) -> Mapping[ArmCode, str]:
-    """Return the treatments by arm as the specification of a list has them, proved to its signature."""
-    act.deployment.commitments.verify_list(act.tx, act.study, schedule_id)
-    kept = commitments.get_list_commitment(act.tx, act.study.study_id, schedule_id)
-    context = SealContext(Column.SPECIFICATION, act.study.study_code, (str(schedule_id),))
-    document = json.loads(act.deployment.ring.open(context, kept.sealed_specification))
-    return {ArmCode(arm["arm_code"]): str(arm["treatment"]) for arm in document["arms"]}
-
-
-@dataclass(slots=True)
-class _Contact:
-    """Whom to ask when the service cannot reveal."""
-
-    text: str
-
-
-@contextmanager
-def _contact_when_unavailable(ctx: RequestContext) -> Iterator[_Contact]:
-    """Turn everything that is "not now" into one answer with the back-up contact (rule D4, EUB-11).
-
-    The study's contact once the study was read; that of the settings while the database is down.
-    """
-    contact = _Contact(ctx.deployment.limits.backup_contact)
-    try:
-        yield contact
-    except Unavailable:
-        raise RevealUnavailable(backup_contact=contact.text) from None
 
 
 # -- the code break ----------------------------------------------------------------------------------------------------
@@ -185,7 +84,7 @@ def break_code(ctx: RequestContext, study: StudyCode, wanted: CodeBreakRequest) 
     Raises ``Invalid`` for a safety officer who names no requester, ``Missing``, and ``RevealUnavailable`` with the back-up contact
     for whatever else keeps the answer from leaving.
     """
-    with _contact_when_unavailable(ctx) as contact:
+    with contact_when_unavailable(ctx) as contact:
         waiting = _Waiting()
 
         def work(act: Act) -> CodeBreak:
@@ -225,15 +124,15 @@ def _put_aside_apart(ctx: RequestContext) -> None:
         _log.warning("kit left to be put aside", kind=type(error).__name__)
 
 
-def _find_subject(act: Act, subject_id: str) -> _Shown:
+def _find_subject(act: Act, subject_id: str) -> Shown:
     key = subject_key(subject_id)
     act.note(target={"subject_id": key}, subject_key=key)
     allocation = allocations.get_allocation(act.tx, act.study.study_id, key, act.decision.sites)
     act.note(site_code=allocation.site_code)
-    return _open_subject(act, allocation)
+    return open_subject(act, allocation)
 
 
-def _find_by_kit(act: Act, kit_code: KitCode, waiting: _Waiting) -> tuple[UUID, _Shown]:
+def _find_by_kit(act: Act, kit_code: KitCode, waiting: _Waiting) -> tuple[UUID, Shown]:
     """Return the kit and what is in it; with a kit in hand any investigator of the study may ask (rule D2).
 
     A kit of nobody's is put aside under the lock of its site's stock. When that lock cannot be had within a second the door runs
@@ -257,7 +156,7 @@ def _find_by_kit(act: Act, kit_code: KitCode, waiting: _Waiting) -> tuple[UUID, 
         waiting.is_over = False
     if given is None:
         act.note(site_code=kit.site_code)
-        shown = _open_kit_of_nobody(act, kit)
+        shown = open_kit_of_nobody(act, kit)
         _put_aside(act, kit, is_locked=is_locked)
         return kit.kit_id, shown
     allocation = allocations.get_allocation(act.tx, study_id, given.subject_key, None)
@@ -266,7 +165,7 @@ def _find_by_kit(act: Act, kit_code: KitCode, waiting: _Waiting) -> tuple[UUID, 
         subject_key=allocation.subject_key,
         site_code=allocation.site_code,
     )
-    return kit.kit_id, _open_subject(act, allocation)
+    return kit.kit_id, open_subject(act, allocation)
 
 
 def _put_aside(act: Act, kit: KitRow, *, is_locked: bool) -> None:
@@ -283,7 +182,7 @@ def _put_aside(act: Act, kit: KitRow, *, is_locked: bool) -> None:
     act.note(before={"kit_status": kit.status}, after={"kit_status": status})
 
 
-def _break(act: Act, wanted: CodeBreakRequest, kit_id: UUID | None, shown: _Shown) -> CodeBreak:
+def _break(act: Act, wanted: CodeBreakRequest, kit_id: UUID | None, shown: Shown) -> CodeBreak:
     """Record the break and return the answer; it leaves when the entry is committed and under a checkpoint."""
     sites = act.decision.sites
     code_break = NewCodeBreak(
@@ -388,14 +287,14 @@ def unblind_for_safety(ctx: RequestContext, study: StudyCode, subject_id: str, r
 
     Raises ``Missing``, and ``RevealUnavailable`` with the back-up contact.
     """
-    with _contact_when_unavailable(ctx) as contact:
+    with contact_when_unavailable(ctx) as contact:
 
         def work(act: Act) -> SafetyReveal:
             study_id = act.study.study_id
             contact.text = act.study.backup_contact or contact.text
             # Neither a target nor a key of the subject: whose case it was is the restricted part's alone (rule E3).
             allocation = allocations.get_allocation(act.tx, study_id, subject_key(subject_id), None)
-            shown = _open_subject(act, allocation)
+            shown = open_subject(act, allocation)
             unblinding_id = act.deployment.new_id()
             ring = act.deployment.ring
             sealed = ring.seal(safety_context(act, unblinding_id), allocation.subject_id.encode())

@@ -25,6 +25,12 @@ _b = tables.code_break.c
 
 ACCIDENT: Final = "accidental_unblinding"
 """The kind of flag that says that a treatment became known by accident (EUB-19)."""
+THIRD_PARTY: Final = "third_party_unblinding"
+"""That a physician was named who may learn the treatment."""
+THIRD_PARTY_OPENING: Final = "third_party_opening"
+"""That this physician opened it."""
+THIRD_PARTY_WITHHELD: Final = "third_party_withheld"
+"""That the answer of such an opening did not leave (rule D4)."""
 _CURRENT: Final = (KitStatus.ASSIGNED, KitStatus.DISPENSED)
 
 
@@ -75,6 +81,9 @@ _ADD_WITH_KIT: Final = kits.ASSIGN_AND_TAKE.add_cte(
     _ADD.values({column.name: bindparam(f"a_{column.name}", type_=column.type) for column in _a}).cte("allocated")
 )
 _ALLOCATION: Final = select(*(_a[name] for name in Allocation.__dataclass_fields__))
+_FLAGGED: Final = select(
+    *(_f[name] for name in SubjectFlag.__dataclass_fields__), _a.subject_id, _a.site_code
+).join_from(tables.subject_flag, tables.allocation, and_(_a.study_id == _f.study_id, _a.subject_key == _f.subject_key))
 _FIND: Final = _ALLOCATION.where(_a.study_id == bindparam("study_id"), _a.subject_key == bindparam("subject_key"))
 
 
@@ -208,15 +217,7 @@ def list_flagged(
     limit: int,
 ) -> list[FlaggedSubject]:
     """Return the flags of a kind at the sites (None: all) in the order of time, behind ``after`` and not later than ``until``."""
-    query = (
-        select(*(_f[name] for name in SubjectFlag.__dataclass_fields__), _a.subject_id, _a.site_code)
-        .join_from(
-            tables.subject_flag,
-            tables.allocation,
-            and_(_a.study_id == _f.study_id, _a.subject_key == _f.subject_key),
-        )
-        .where(_f.study_id == study_id, _f.kind == kind, _f.flagged_at <= until)
-    )
+    query = _FLAGGED.where(_f.study_id == study_id, _f.kind == kind, _f.flagged_at <= until)
     if sites is not None:
         query = query.where(_a.site_code.in_(list(sites)))
     if after is not None:
@@ -224,6 +225,14 @@ def list_flagged(
         query = query.where(or_(_f.flagged_at > at, and_(_f.flagged_at == at, _f.flag_id > flag_id)))
     rows = tx.execute(query.order_by(_f.flagged_at, _f.flag_id).limit(limit))
     return [FlaggedSubject(_flag(row), row.subject_id, row.site_code) for row in rows]
+
+
+def get_flagged(tx: Transaction, study_id: UUID, kind: str, flag_id: UUID) -> FlaggedSubject:
+    """Return one flag of a kind, and whose it is; raise ``Missing``."""
+    row = tx.execute(_FLAGGED.where(_f.study_id == study_id, _f.kind == kind, _f.flag_id == flag_id)).one_or_none()
+    if row is None:
+        raise Missing
+    return FlaggedSubject(_flag(row), row.subject_id, row.site_code)
 
 
 def list_unblinded(tx: Transaction, study_id: UUID, subjects: Collection[SubjectKey]) -> Mapping[SubjectKey, datetime]:

@@ -183,7 +183,7 @@ class TestExamples:
 
 
 SAID_OF_THE_STUDY: Final = frozenset({"invalid_specification", "faulty_import"})
-BARE: Final = frozenset({"activation", "deactivation", "reset", "release", "replacement-release"})
+BARE: Final = frozenset({"activation", "deactivation", "reset", "release", "replacement-release", "opening"})
 
 
 def at(path: str, operation: Json, document: Json) -> str:

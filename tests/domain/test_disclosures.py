@@ -44,7 +44,9 @@ class TestTold:
         assert {learnt(Section.KEYS, action) for action in KEY_USE} == {Learnt.SEALED, Learnt.KEYS}
         opened = {action: learnt(Section.OPENED, action) for action in OPENING}
         revealing = {action for action, what in opened.items() if what is Learnt.TREATMENT}
-        assert revealing == REVEALING - {Action.READ_PREPARATION} | {Action.IMPORT_SCHEDULE}
+        assert revealing == REVEALING - {Action.READ_PREPARATION, Action.OPEN_FOR_THIRD_PARTY} | {
+            Action.IMPORT_SCHEDULE
+        }
         assert not OPENING & LISTING
         assert not OPENING & KEY_USE
 

@@ -212,7 +212,7 @@ class Play(Trial):
             self.join(f"{role.value}.{len(self.people.get(role, ())) + 1}", role)
         for role in (Role.MONITOR, Role.INSPECTOR, Role.STATISTICIAN, Role.LIST_APPROVER, Role.SUPPLY_MANAGER):
             self.join(f"{role.value}.1", role)
-        for role in (Role.UNBLINDED_PHARMACIST, Role.SAFETY_OFFICER):
+        for role in (Role.UNBLINDED_PHARMACIST, Role.SAFETY_OFFICER, Role.TREATING_PHYSICIAN):
             self.join(f"{role.value}.1", role)
         self.edc = self.join_machine("EDC system")
         self.site_code, home = SECOND_SITE, self.site_code
@@ -437,9 +437,24 @@ class Play(Trial):
         accidents = f"{self.study}/accidental-unblindings"
         self.tell(self.who(Role.COORDINATOR), "POST", accidents, self.accident(5))
         self.tell(self.edc, "POST", accidents, self.accident(5))
+        self.let_a_physician_know(6)
         path = f"{self.study}/subjects/{self.subject_id(2)}/preparation"
         self.tell(self.who(Role.UNBLINDED_PHARMACIST), "GET", path, step_up=True)
         self.tell(self.who(Role.PHARMACIST), "GET", path)
+
+    def let_a_physician_know(self, number: int) -> None:
+        """Name a physician, who opens a treatment; whoever asked for it may not."""
+        asking, physician = self.who(Role.INVESTIGATOR), self.who(Role.TREATING_PHYSICIAN)
+        requests = f"{self.study}/third-party-unblindings"
+        self.prove_anew(asking)
+        body = {"subject_id": self.subject_id(number), "physician": physician.username, "reason_code": "overdose"}
+        asked = self.tell(asking, "POST", requests, body, step_up=True).json()
+        self.tell(asking, "POST", requests, {**body, "physician": "nobody.here"}, step_up=True)
+        opening = f"{requests}/{asked['third_party_unblinding_id']}/opening"
+        self.ask(physician, "POST", opening, step_up=True)
+        self.prove_anew(physician)
+        for who in self.blinded():
+            self.tell(who, "POST", opening)
 
     def accident(self, number: int) -> dict[str, object]:
         """Return what is told of an accidental unblinding."""
@@ -477,7 +492,8 @@ class Play(Trial):
         schedule = f"{study}/schedules/{lists[0]['schedule_id']}"
         yield from ("/v1/me", study, f"{study}/sites", f"{study}/schedules", schedule, f"{schedule}/quality-report")
         yield from (f"{study}/allocations?limit=500", f"{study}/allocations?limit=5")
-        yield from (f"{study}/code-breaks", f"{study}/safety-unblindings", f"{study}/accidental-unblindings")
+        yield from (f"{study}/code-breaks", f"{study}/safety-unblindings")
+        yield from (f"{study}/accidental-unblindings", f"{study}/third-party-unblindings")
         for site in (self.site_code, SECOND_SITE):
             yield from (f"{study}/sites/{site}/kits?limit=500", f"{study}/sites/{site}/worklist")
         for number in subjects:

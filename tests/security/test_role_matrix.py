@@ -122,6 +122,9 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
     "add_narrative": BREAKING,
     "record_accident": FLAGGING | PHARMACIST | STUDY_ADMIN | {Role.MONITOR},
     "list_accidents": READERS | SAFETY,
+    "request_for_third_party": BREAKING,
+    "list_third_party": READERS | SAFETY,
+    "open_for_third_party": frozenset({Role.TREATING_PHYSICIAN}),
     "release_sheets": SUPPLY,
     "enter_opening": STUDY_ADMIN | SAFETY,
     "read_envelopes": STUDY_ADMIN | PHARMACIST | SAFETY | {Role.MONITOR, Role.INSPECTOR},
@@ -129,7 +132,10 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
     "list_safety_unblindings": SAFETY,
     "request_final_unblinding": STATISTICIAN,
     "release_final_unblinding": APPROVER,
-    "read_trail": frozenset(Role) - ADMIN - SAFETY - {Role.UNBLINDED_PHARMACIST, Role.EDC_CLIENT},
+    "read_trail": frozenset(Role)
+    - ADMIN
+    - SAFETY
+    - {Role.UNBLINDED_PHARMACIST, Role.TREATING_PHYSICIAN, Role.EDC_CLIENT},
     "read_checkpoint": EVERY_STUDY_ROLE,
     "prove_entry": EVERY_STUDY_ROLE,
     "prove_growth": EVERY_STUDY_ROLE,
@@ -167,6 +173,8 @@ STEP_UP: Final = frozenset(
         "read_preparation",
         "mark_error",
         "break_code",
+        "request_for_third_party",
+        "open_for_third_party",
         "release_sheets",
         "enter_opening",
         "unblind_for_safety",
