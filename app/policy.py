@@ -58,6 +58,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.READ_ENVELOPES,
         Action.READ_TRAIL,
         Action.READ_DISCLOSURES,
+        Action.READ_DELEGATIONS,
     },
     Role.INVESTIGATOR: _EVERY_STUDY_ROLE
     | _READS_ALLOCATIONS
@@ -120,6 +121,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.READ_ENVELOPES,
         Action.READ_TRAIL,
         Action.READ_DISCLOSURES,
+        Action.READ_DELEGATIONS,
     },
     Role.INSPECTOR: _EVERY_STUDY_ROLE
     | _READS_ALLOCATIONS
@@ -130,6 +132,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.READ_ENVELOPES,
         Action.READ_TRAIL,
         Action.READ_DISCLOSURES,
+        Action.READ_DELEGATIONS,
         Action.EXPORT_TRAIL,
         Action.READ_SERVICE_TRAIL,
     },
@@ -269,8 +272,8 @@ PRIVILEGED: Final = ELEVATED | {
 _ANYWHERE: Final = frozenset({Action.READ_SERVICE_TRAIL, Action.REGISTER_STUDY})
 """What a role of any one study includes outside the studies; registering looks at its own study inside."""
 
-_DESPITE_EXPIRED_PASSWORD: Final = OWN | {Action.BREAK_CODE, Action.ADD_NARRATIVE}
-"""An expired password alerts and does not stand before a code break (rule D1)."""
+_DESPITE_EXPIRY: Final = frozenset({Action.BREAK_CODE, Action.ADD_NARRATIVE})
+"""An expired password or delegation alerts and does not stand before a code break; a revoked one does (rule D1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,12 +318,17 @@ def decide(action: Action, principal: Principal | None, study: StudyCode | None,
 
 def _decide_by_grants(action: Action, principal: Principal, study: StudyCode | None, now: datetime) -> Decision:
     held = [grant for grant in principal.grants if action in _ANYWHERE or grant.study_code == study]
+    if action in _DESPITE_EXPIRY:
+        # Behind those that hold, so that one of these is told first.
+        held += [
+            grant for grant in principal.ended_grants if grant.study_code == study and action in PERMISSIONS[grant.role]
+        ]
     if study is not None and not held:
         raise Missing
     giving = [grant for grant in held if action in PERMISSIONS[grant.role]]
     if not giving:
         raise Forbidden
-    if principal.password_expired and action not in _DESPITE_EXPIRED_PASSWORD:
+    if principal.password_expired and action not in _DESPITE_EXPIRY:
         message = "Your password has expired; only a code break is open until you change it."
         raise PasswordChangeRequired(message)
     if action in ELEVATED:

@@ -44,6 +44,10 @@ def principal(*grants: HeldGrant, proof_age: float | None = None, spent: bool = 
     )
 
 
+def ended(who: Principal, *grants: HeldGrant) -> Principal:
+    return replace(who, ended_grants=grants)
+
+
 INVESTIGATOR = grant(Role.INVESTIGATOR, site="01")
 
 
@@ -60,6 +64,11 @@ class TestDecide:
             (principal(INVESTIGATOR, proof_age=300.001), Action.BREAK_CODE, STUDY, StepUpRequired),
             (principal(INVESTIGATOR, proof_age=-0.001), Action.BREAK_CODE, STUDY, StepUpRequired),
             (principal(INVESTIGATOR, proof_age=1, spent=True), Action.BREAK_CODE, STUDY, StepUpRequired),
+            (ended(principal(), INVESTIGATOR), Action.ALLOCATE, STUDY, Missing),
+            (ended(principal(), INVESTIGATOR), Action.BREAK_CODE, STUDY, StepUpRequired),
+            (ended(principal(proof_age=1), INVESTIGATOR), Action.BREAK_CODE, StudyCode("S2"), Missing),
+            (ended(principal(proof_age=1), grant(Role.MONITOR)), Action.BREAK_CODE, STUDY, Missing),
+            (ended(principal(proof_age=1), grant(Role.SAFETY_OFFICER)), Action.UNBLIND_FOR_SAFETY, STUDY, Missing),
             (principal(), Action.REGISTER_PERSON, None, Forbidden),
             (principal(grant(Role.STUDY_ADMIN)), Action.REGISTER_PERSON, None, Forbidden),
             (principal(grant(Role.MONITOR)), Action.READ_SERVICE_TRAIL, None, Forbidden),

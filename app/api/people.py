@@ -13,7 +13,19 @@ from pydantic import Field, StringConstraints
 from starlette.responses import JSONResponse, Response
 
 from app.api.doors import Context, Door
-from app.api.schemas import Answer, Body, Cursor, IdPath, Limit, Moment, Page, SiteCodeField, StudyCodeField, Text
+from app.api.schemas import (
+    Answer,
+    Body,
+    Cursor,
+    IdPath,
+    Limit,
+    Moment,
+    Page,
+    SiteCodeField,
+    StudyCodeField,
+    StudyPath,
+    Text,
+)
 from app.domain.words import Action, Role, SiteCode, StudyCode, Username
 from app.errors import WrongCredentials
 from app.services import people
@@ -152,6 +164,17 @@ class GrantRequest(Body):
     role: Annotated[Role, Field(strict=False, examples=["investigator"])]
     study_code: Annotated[StudyCodeField | None, Field(examples=["NCT03033277"])] = None
     site_code: Annotated[SiteCodeField | None, Field(examples=["01"])] = None
+    starts_at: Annotated[
+        Moment | None, Field(strict=False, description="not effective before; at once, when left out", examples=[None])
+    ] = None
+    ends_at: Annotated[
+        Moment | None,
+        Field(
+            strict=False,
+            description="from then on good for an emergency code break only, and entered as such",
+            examples=[None],
+        ),
+    ] = None
 
 
 class GrantCreated(Answer):
@@ -166,8 +189,28 @@ class GrantRead(HeldGrantRead):
     grant_id: UUID
     granted_at: datetime = Field(examples=["2026-11-22T09:14:03+00:00"])
     granted_by: str = Field(examples=["admin"])
+    starts_at: datetime | None = Field(examples=[None])
+    ends_at: datetime | None = Field(examples=[None])
     revoked_at: datetime | None = Field(examples=[None])
     revoked_by: str | None = Field(examples=[None])
+
+
+class DelegationRead(Answer):
+    """A line of the delegation log."""
+
+    grant_id: UUID
+    username: str = Field(validation_alias="name", examples=["m.rossi"], description="a machine's client id")
+    display_name: str = Field(examples=["Dr Maria Rossi"])
+    is_machine: bool = Field(examples=[False])
+    role: str = Field(examples=["investigator"])
+    site_code: str | None = Field(examples=["01"])
+    starts_at: datetime = Field(examples=["2026-11-22T09:14:03+00:00"])
+    ends_at: datetime | None = Field(examples=[None])
+    granted_at: datetime = Field(examples=["2026-11-22T09:14:03+00:00"])
+    granted_by: str = Field(examples=["admin"])
+    revoked_at: datetime | None = Field(examples=[None])
+    revoked_by: str | None = Field(examples=[None])
+    deactivated_at: datetime | None = Field(examples=[None], description="when the account was switched off")
 
 
 class ClientRequest(Body):
@@ -196,7 +239,17 @@ class ClientRead(Answer):
 
 At = Annotated[
     Moment | date | None,
-    Query(union_mode="left_to_right", description="a day (its end, in UTC) or a moment; now, when left out"),
+    Query(
+        union_mode="left_to_right",
+        description="held on a day (at its end, in UTC) or at a moment; all that nobody has revoked, when left out",
+    ),
+]
+LogAt = Annotated[
+    Moment | date | None,
+    Query(
+        union_mode="left_to_right",
+        description="who could do what on a day (at its end, in UTC) or at a moment; the whole log, when left out",
+    ),
 ]
 
 
@@ -310,6 +363,14 @@ def revoke_grant(username: UsernamePath, grant_id: IdPath, ctx: Context) -> None
     people.revoke_grant(ctx, Holder(username, is_machine=False), UUID(grant_id))
 
 
+@door.get("/studies/{study}/delegations", Action.READ_DELEGATIONS)
+def list_delegations(
+    study: StudyPath, ctx: Context, at: LogAt = None, limit: Limit = 100, cursor: Cursor = None
+) -> Page[DelegationRead]:
+    """Read the delegation log of the study."""
+    return Page[DelegationRead].of(people.list_delegations(ctx, StudyCode(study), _moment(at), limit, cursor))
+
+
 @door.post("/clients", Action.REGISTER_CLIENT, 201)
 def register_client(body: ClientRequest, ctx: Context) -> IssuedClientRead:
     """Register a machine client."""
@@ -351,7 +412,8 @@ def revoke_client_grant(client_id: ClientPath, grant_id: IdPath, ctx: Context) -
 def _granted(ctx: Context, holder: Holder, body: GrantRequest) -> GrantCreated:
     study_code = StudyCode(body.study_code) if body.study_code is not None else None
     site_code = SiteCode(body.site_code) if body.site_code is not None else None
-    return GrantCreated(grant_id=str(people.grant_role(ctx, holder, body.role, study_code, site_code)))
+    grant_id = people.grant_role(ctx, holder, body.role, study_code, site_code, body.starts_at, body.ends_at)
+    return GrantCreated(grant_id=str(grant_id))
 
 
 def _grants(ctx: Context, holder: Holder, at: datetime | date | None) -> Page[GrantRead]:

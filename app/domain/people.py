@@ -17,6 +17,20 @@ class HeldGrant:
 
 
 @dataclass(frozen=True, slots=True)
+class Period:
+    """The time for which a role is delegated; without an end it holds until it is revoked."""
+
+    starts_at: datetime
+    ends_at: datetime | None
+
+    def overlaps(self, other: "Period") -> bool:
+        """Return whether both hold at some moment."""
+        return (other.ends_at is None or self.starts_at < other.ends_at) and (
+            self.ends_at is None or other.starts_at < self.ends_at
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Proof:
     """The caller's own second proof: when it was given, and whether an act has spent it (rule D3)."""
 
@@ -42,6 +56,20 @@ class Principal:
     password_expired: bool
     proof: Proof | None
     grants: tuple[HeldGrant, ...]
+    ended_grants: tuple[HeldGrant, ...] = ()
+    """Roles that were delegated for a time that is over, and were not revoked: they open nothing but a code break (rule D1)."""
+
+    def is_known_in(self, study: StudyCode) -> bool:
+        """Return whether the study has delegated anything to the caller, now or for a time that is over."""
+        return any(grant.study_code == study for grant in (*self.grants, *self.ended_grants))
+
+    def acts_after_end(self, study: StudyCode, role: Role, site: SiteCode | None) -> bool:
+        """Return whether what the role is done by is over: at the site, or everywhere in the study."""
+        now, ended = (
+            {grant.site_code for grant in grants if grant.study_code == study and grant.role is role}
+            for grants in (self.grants, self.ended_grants)
+        )
+        return not now or (site in ended and site not in now)
 
     def holds(self, study: StudyCode) -> frozenset[Role]:
         """Return the roles that the caller holds in a study."""

@@ -182,6 +182,7 @@ class Action(StrEnum):
     GRANT_ROLE = "grant:create"
     LIST_GRANTS = "grant:list"
     REVOKE_GRANT = "grant:revoke"
+    READ_DELEGATIONS = "delegation:list"
     READ_SERVICE_TRAIL = "service_trail:read"
     DECLARE_RECOVERY = "recovery:declare"
     ROTATE_KEYS = "key:rotate"

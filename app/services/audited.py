@@ -452,7 +452,7 @@ class _Door:
             if self.caller is None:
                 raise NotAuthenticated
             raise Missing
-        if self.caller is not None and self.study_code is not None and self.caller.holds(self.study_code):
+        if self.caller is not None and self.study_code is not None and self.caller.is_known_in(self.study_code):
             # From here on a refusal concerns this study; before, it would tell a stranger's doings to the study (rule E1).
             self.head = head
         decision = policy.decide(self.action, self.caller, self.study_code, now)

@@ -36,19 +36,21 @@ def decode(act: Act, cursor: str, filters: Sequence[str | None] = ()) -> list[An
         raise Invalid(message, "cursor") from None
 
 
-def place_in_time(act: Act, cursor: str | None) -> tuple[tuple[datetime, UUID] | None, datetime]:
+def place_in_time(
+    act: Act, cursor: str | None, filters: Sequence[str | None] = ()
+) -> tuple[tuple[datetime, UUID] | None, datetime]:
     """Return behind what a page of a list in the order of time begins, and the time of the first page; only that is entered."""
     if cursor is None:
         return None, act.now
-    last_at, last_id, pinned = decode(act, cursor)
+    last_at, last_id, pinned = decode(act, cursor, filters)
     # The reading of a list is entered with its first page.
     act.is_entered = False
     return (datetime.fromisoformat(last_at), UUID(last_id)), datetime.fromisoformat(pinned)
 
 
-def cursor_in_time(act: Act, at: datetime, row_id: UUID, until: datetime) -> str:
+def cursor_in_time(act: Act, at: datetime, row_id: UUID, until: datetime, filters: Sequence[str | None] = ()) -> str:
     """Return the cursor behind the last row of a page of such a list."""
-    return encode(act, [at.isoformat(), str(row_id), until.isoformat()])
+    return encode(act, [at.isoformat(), str(row_id), until.isoformat()], filters)
 
 
 def _message(act: Act, text: str, filters: Sequence[str | None]) -> bytes:

@@ -15,7 +15,7 @@ from typing import Final, NoReturn, TypeVar
 from uuid import UUID
 
 from app.domain.encoding import encode
-from app.domain.people import HeldGrant, Principal
+from app.domain.people import HeldGrant, Period, Principal
 from app.domain.sealed import Column, SealContext
 from app.domain.words import (
     BLINDED_ROLES,
@@ -56,7 +56,7 @@ from app.services.audited import Act, audited, enter_by_service
 from app.services.context import Deployment, RequestContext
 from app.storage import clients, people, studies
 from app.storage.database import CommitUncertain, Transaction, TryAgain
-from app.storage.people import Account, Credential, RoleGrant
+from app.storage.people import Account, Credential, Delegation, RoleGrant
 
 T = TypeVar("T")
 
@@ -148,6 +148,14 @@ class PeoplePage:
     """A page of people by user name."""
 
     items: Sequence[Account]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DelegationPage:
+    """A page of a study's delegation log."""
+
+    items: Sequence[Delegation]
     next_cursor: str | None
 
 
@@ -450,7 +458,7 @@ def deactivate(ctx: RequestContext, holder: Holder) -> Account:
             message = "The account is switched off already."
             raise IllegalTransition(message)
         _keep_one_admin(admins, account.principal_id)
-        people.record_deactivation(act.tx, account.principal_id)
+        people.record_deactivation(act.tx, account.principal_id, act.now)
         people.end_sessions(act.tx, account.principal_id, act.now)
         act.note(before={"is_active": True}, after={"is_active": False})
         return holder.account(act.tx)
@@ -519,7 +527,8 @@ def register_first_admin(deployment: Deployment, username: str, display_name: st
             message = "There is a service admin already, who registers further people."
             raise AlreadyExists(message)
         people.add_account(tx, account, secret_hash, must_change=True)
-        people.add_grant(tx, deployment.new_id(), account.principal_id, Role.SERVICE_ADMIN, None, None, now, by="snose")
+        grant = RoleGrant(deployment.new_id(), Role.SERVICE_ADMIN, None, None, now, granted_by="snose")
+        people.add_grant(tx, account.principal_id, grant)
 
     after = {"display_name": display_name, "is_active": True, "role": Role.SERVICE_ADMIN}
     state = enter_by_service(deployment, Action.REGISTER_PERSON, target={"username": name}, after=after, work=work)
@@ -542,9 +551,15 @@ def check_username(username: str) -> Username:
 
 
 def grant_role(
-    ctx: RequestContext, holder: Holder, role: Role, study_code: StudyCode | None, site_code: SiteCode | None
+    ctx: RequestContext,
+    holder: Holder,
+    role: Role,
+    study_code: StudyCode | None,
+    site_code: SiteCode | None,
+    starts_at: datetime | None = None,
+    ends_at: datetime | None = None,
 ) -> UUID:
-    """Return the id of the new grant, effective at once; entered in the study's log when the study is registered.
+    """Return the id of the new grant, effective at once unless it starts later; entered in the log of a registered study.
 
     Raises ``Invalid`` for a role that does not fit account, study or site, ``Missing`` for an unknown account or site,
     ``GrantConflict`` for roles that exclude each other (rule B10), ``AlreadyExists``, ``IllegalTransition``.
@@ -553,6 +568,7 @@ def grant_role(
     def work(act: Act) -> UUID:
         act.note(target={**holder.target(), **_grant_part(role, study_code, site_code)})
         _check_shape(holder, role, study_code, site_code)
+        period = _checked_period(act.now, role, starts_at, ends_at)
         account = holder.account(act.tx)
         study = studies.find_study(act.tx, study_code) if study_code is not None else None
         if study is not None and site_code is not None:
@@ -564,27 +580,63 @@ def grant_role(
             raise IllegalTransition(message)
         history = people.list_grants(act.tx, account.principal_id)
         # Not as of `act.now`: this act may have begun before the one that it waited for has granted something.
-        _check_exclusions([grant for grant in history if grant.revoked_at is None], role, study_code, site_code)
+        standing = [grant for grant in history if grant.revoked_at is None]
+        _check_exclusions(standing, role, study_code, site_code, period)
         _check_past(history, role, study_code)
         grant_id = act.deployment.new_id()
-        people.add_grant(
-            act.tx, grant_id, account.principal_id, role, study_code, site_code, act.now, act.principal.name
+        grant = RoleGrant(
+            grant_id,
+            role,
+            study_code,
+            site_code,
+            act.now,
+            act.principal.name,
+            starts_at=starts_at,
+            ends_at=ends_at,
         )
+        people.add_grant(act.tx, account.principal_id, grant)
         act.head = study
-        act.note(after={"grant_id": str(grant_id), **_grant_part(role, study_code, site_code)}, site_code=site_code)
+        dates = {"starts_at": starts_at, "ends_at": ends_at}
+        act.note(
+            after={
+                "grant_id": str(grant_id),
+                **_grant_part(role, study_code, site_code),
+                **{name: at.isoformat(timespec="seconds") for name, at in dates.items() if at is not None},
+            },
+            site_code=site_code,
+        )
         return grant_id
 
     return audited(ctx, Action.GRANT_ROLE, work, answer_type=UUID)
 
 
 def list_grants(ctx: RequestContext, holder: Holder, at: datetime | None) -> Sequence[RoleGrant]:
-    """Return the grants of an account that held at a moment, now when none is named (USR-19)."""
+    """Return the grants of an account that held at a moment (USR-19); when none is named, those that nobody has revoked."""
 
     def work(act: Act) -> Sequence[RoleGrant]:
         act.note(target=holder.target())
-        return people.list_grants(act.tx, holder.account(act.tx).principal_id, at or act.now)
+        found = people.list_grants(act.tx, holder.account(act.tx).principal_id, at)
+        return found if at is not None else [grant for grant in found if grant.revoked_at is None]
 
     return audited(ctx, Action.LIST_GRANTS, work)
+
+
+def list_delegations(
+    ctx: RequestContext, study: StudyCode, at: datetime | None, limit: int, cursor: str | None
+) -> DelegationPage:
+    """Return the study's delegation log in the order of the grants: all, or who could do what at a moment (USR-08, USR-19)."""
+    filters = [at.isoformat() if at is not None else None]
+
+    def work(act: Act) -> DelegationPage:
+        after, until = pages.place_in_time(act, cursor, filters)
+        found = people.list_delegations(act.tx, study, at, after, until, limit + 1)
+        following = None
+        if len(found) > limit:
+            last = found[limit - 1]
+            following = pages.cursor_in_time(act, last.granted_at, last.grant_id, until, filters)
+        return DelegationPage(found[:limit], following)
+
+    return audited(ctx, Action.READ_DELEGATIONS, work, study=study)
 
 
 def revoke_grant(ctx: RequestContext, holder: Holder, grant_id: UUID) -> None:
@@ -620,13 +672,33 @@ def _check_shape(holder: Holder, role: Role, study_code: StudyCode | None, site_
         raise Invalid(message, "site_code")
 
 
+def _checked_period(now: datetime, role: Role, starts_at: datetime | None, ends_at: datetime | None) -> Period:
+    if role is Role.SERVICE_ADMIN and (starts_at is not None or ends_at is not None):
+        # The last one's would end some day, and leave the service without anybody (USR-07).
+        message = "The role of service_admin is not given for a time."
+        raise Invalid(message, "ends_at" if ends_at is not None else "starts_at")
+    if starts_at is not None and starts_at < now:
+        message = "Nothing is delegated for the past."
+        raise Invalid(message, "starts_at")
+    if ends_at is not None and ends_at <= (starts_at or now):
+        message = "The end must lie in the future, and behind the start."
+        raise Invalid(message, "ends_at")
+    return Period(starts_at or now, ends_at)
+
+
 def _check_exclusions(
-    held: Sequence[RoleGrant], role: Role, study_code: StudyCode | None, site_code: SiteCode | None
+    standing: Sequence[RoleGrant],
+    role: Role,
+    study_code: StudyCode | None,
+    site_code: SiteCode | None,
+    period: Period,
 ) -> None:
-    for grant in held:
-        if (grant.role, grant.study_code, grant.site_code) == (role, study_code, site_code):
+    for grant in standing:
+        same_role = (grant.role, grant.study_code, grant.site_code) == (role, study_code, site_code)
+        if same_role and grant.period().overlaps(period):
             message = "The account holds this role there already."
             raise AlreadyExists(message)
+        # Whatever its dates: one that has ended still opens a code break (rule D1), and is revoked first.
         # Administration of the service excludes every role of every study (USR-16); the rest concerns one study.
         same = grant.study_code == study_code or Role.SERVICE_ADMIN in (grant.role, role)
         if same and excludes(grant.role, role):

@@ -144,7 +144,7 @@ def activate_site(ctx: RequestContext, study: StudyCode, site_code: SiteCode) ->
         act.note(target={"site_code": site_code}, site_code=site_code)
         site = studies.get_site(act.tx, study_id, site_code)
         missing = []
-        if people.count_able_to_break(act.tx, study, site_code) < 2:  # noqa: PLR2004  # EUB-16: two people
+        if people.count_able_to_break(act.tx, study, site_code, act.now) < 2:  # noqa: PLR2004  # EUB-16: two people
             missing.append("two investigators there with a password and a second factor of their own")
         if not schedules.has_status(act.tx, study_id, ScheduleStatus.ACTIVE):
             missing.append("an active allocation list")

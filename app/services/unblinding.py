@@ -209,12 +209,18 @@ def _break(act: Act, wanted: CodeBreakRequest, kit_id: UUID | None, shown: Shown
             "own_site": code_break.is_own_site,
             # An expired password alerts and does not block (rule D1).
             **({"password_expired": True} if act.principal.password_expired else {}),
+            # And so does a delegation that has ended and was not revoked.
+            **({"delegation_ended": True} if _acts_after_end(act, shown.site_code) else {}),
         },
         restricted={"requested_by": wanted.requested_by} if wanted.requested_by else None,
     )
     return CodeBreak(
         code_break.code_break_id, shown.subject_id, shown.arm_code, shown.treatment, shown.kit_codes, act.now
     )
+
+
+def _acts_after_end(act: Act, site_code: SiteCode | None) -> bool:
+    return act.principal.acts_after_end(act.study.study_code, cast("Role", act.decision.role), site_code)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ CHANGEABLE: Final = {
     "stored_answer": ("sealed_small", "sealed_large"),
     "deployment": ("wrapped_secret",),
     "signing_key": ("wrapped",),
-    "principal": ("display_name", "email", "is_active"),
+    "principal": ("display_name", "email", "is_active", "deactivated_at"),
     "credential": (
         *("secret_hash", "secret_set_at", "must_change", "sealed_totp_secret", "totp_last_step"),
         *("failed_codes", "codes_blocked_until"),

@@ -6,10 +6,10 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Row, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, bindparam, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from app.domain.people import HeldGrant, Principal, Proof
+from app.domain.people import HeldGrant, Period, Principal, Proof
 from app.domain.sealed import Sealed
 from app.domain.words import Role, SiteCode, StudyCode, Username
 from app.errors import AlreadyExists, Missing, NotAuthenticated
@@ -64,8 +64,33 @@ class RoleGrant:
     site_code: SiteCode | None
     granted_at: datetime
     granted_by: str
+    revoked_at: datetime | None = None
+    revoked_by: str | None = None
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+
+    def period(self) -> Period:
+        """Return the time for which it was given; a revocation may have ended it before."""
+        return Period(self.starts_at or self.granted_at, self.ends_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Delegation:
+    """A line of a study's delegation log: who may do what, where, from when to when, by whose word (USR-08)."""
+
+    grant_id: UUID
+    name: str
+    display_name: str
+    is_machine: bool
+    role: Role
+    site_code: SiteCode | None
+    starts_at: datetime
+    ends_at: datetime | None
+    granted_at: datetime
+    granted_by: str
     revoked_at: datetime | None
     revoked_by: str | None
+    deactivated_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +124,20 @@ _FIND_SESSION: Final = (
         _g.role,
         _g.study_code,
         _g.site_code,
+        _g.ends_at,
     )
     .select_from(
         tables.session.join(_first, _of_sign_in)
         .join(tables.principal, _p.principal_id == _s.principal_id)
         .join(tables.credential, _c.principal_id == _s.principal_id)
-        .outerjoin(tables.role_grant, and_(_g.principal_id == _s.principal_id, _g.revoked_at.is_(None)))
+        .outerjoin(
+            tables.role_grant,
+            and_(
+                _g.principal_id == _s.principal_id,
+                _g.revoked_at.is_(None),
+                or_(_g.starts_at.is_(None), _g.starts_at <= bindparam("now")),
+            ),
+        )
     )
     .where(
         _s.token_digest == bindparam("token_digest"),
@@ -129,6 +162,7 @@ def find_principal(
     if not rows:
         return None
     first = rows[0]
+    held = [row for row in rows if row.role is not None]
     expired = password_expired_before is not None and first.secret_set_at < password_expired_before
     return Principal(
         principal_id=first.principal_id,
@@ -141,8 +175,13 @@ def find_principal(
         must_change_password=first.must_change,
         password_expired=expired and not first.is_machine,
         proof=Proof(first.proof_at, first.proof_spent_at is not None) if first.proof_at is not None else None,
-        grants=tuple(HeldGrant(Role(row.role), row.study_code, row.site_code) for row in rows if row.role is not None),
+        grants=tuple(_held(row) for row in held if row.ends_at is None or now < row.ends_at),
+        ended_grants=tuple(_held(row) for row in held if row.ends_at is not None and row.ends_at <= now),
     )
+
+
+def _held(row: Row[Any]) -> HeldGrant:
+    return HeldGrant(Role(row.role), row.study_code, row.site_code)
 
 
 def record_use(tx: Transaction, sign_in_id: UUID, at: datetime) -> None:
@@ -317,9 +356,10 @@ def record_issued_password(tx: Transaction, principal_id: UUID, secret_hash: str
     )
 
 
-def record_deactivation(tx: Transaction, principal_id: UUID) -> None:
+def record_deactivation(tx: Transaction, principal_id: UUID, at: datetime) -> None:
     """Switch an account off; it is never deleted (USR-18)."""
-    tx.execute(update(tables.principal).where(_p.principal_id == principal_id).values(is_active=False))
+    off = {"is_active": False, "deactivated_at": at}
+    tx.execute(update(tables.principal).where(_p.principal_id == principal_id).values(**off))
 
 
 def add_session(
@@ -404,29 +444,10 @@ def end_sessions(tx: Transaction, principal_id: UUID, at: datetime, but: UUID | 
     tx.execute(ending.values(ended_at=at))
 
 
-def add_grant(
-    tx: Transaction,
-    grant_id: UUID,
-    principal_id: UUID,
-    role: Role,
-    study_code: StudyCode | None,
-    site_code: SiteCode | None,
-    at: datetime,
-    by: str,
-) -> None:
-    """Record a grant."""
-    tx.execute(
-        insert(tables.role_grant),
-        {
-            "grant_id": grant_id,
-            "principal_id": principal_id,
-            "role": role,
-            "study_code": study_code,
-            "site_code": site_code,
-            "granted_at": at,
-            "granted_by": by,
-        },
-    )
+def add_grant(tx: Transaction, principal_id: UUID, grant: RoleGrant) -> None:
+    """Record a grant to an account."""
+    given = {name: getattr(grant, name) for name in RoleGrant.__dataclass_fields__}
+    tx.execute(insert(tables.role_grant), {"principal_id": principal_id, **given})
 
 
 def lock_account(tx: Transaction, principal_id: UUID) -> None:
@@ -438,7 +459,7 @@ def list_grants(tx: Transaction, principal_id: UUID, at: datetime | None = None)
     """Return the grants of an account: all of its history, or those that held at a moment (USR-19)."""
     query = select(*(_g[name] for name in RoleGrant.__dataclass_fields__)).where(_g.principal_id == principal_id)
     if at is not None:
-        query = query.where(_g.granted_at <= at, or_(_g.revoked_at.is_(None), _g.revoked_at > at))
+        query = query.where(*_held_at(at))
     return [
         RoleGrant(
             row.grant_id,
@@ -449,8 +470,58 @@ def list_grants(tx: Transaction, principal_id: UUID, at: datetime | None = None)
             row.granted_by,
             row.revoked_at,
             row.revoked_by,
+            row.starts_at,
+            row.ends_at,
         )
         for row in tx.execute(query.order_by(_g.granted_at, _g.grant_id))
+    ]
+
+
+def _held_at(at: datetime) -> tuple[ColumnElement[bool], ...]:
+    """Return what a grant has that held at a moment."""
+    return (
+        func.coalesce(_g.starts_at, _g.granted_at) <= at,
+        or_(_g.ends_at.is_(None), _g.ends_at > at),
+        or_(_g.revoked_at.is_(None), _g.revoked_at > at),
+    )
+
+
+def list_delegations(
+    tx: Transaction,
+    study_code: StudyCode,
+    held_at: datetime | None,
+    after: tuple[datetime, UUID] | None,
+    until: datetime,
+    limit: int,
+) -> list[Delegation]:
+    """Return the grants in a study in the order in which they were given: all, or those that held at a moment (USR-19)."""
+    query = (
+        select(*_g, _p.name, _p.display_name, _p.is_machine, _p.deactivated_at)
+        .join_from(tables.role_grant, tables.principal, _p.principal_id == _g.principal_id)
+        .where(_g.study_code == study_code, _g.granted_at <= until)
+    )
+    if after is not None:
+        at, grant_id = after
+        query = query.where(or_(_g.granted_at > at, and_(_g.granted_at == at, _g.grant_id > grant_id)))
+    if held_at is not None:
+        query = query.where(*_held_at(held_at), or_(_p.deactivated_at.is_(None), _p.deactivated_at > held_at))
+    return [
+        Delegation(
+            row.grant_id,
+            row.name,
+            row.display_name,
+            row.is_machine,
+            Role(row.role),
+            row.site_code,
+            row.starts_at or row.granted_at,
+            row.ends_at,
+            row.granted_at,
+            row.granted_by,
+            row.revoked_at,
+            row.revoked_by,
+            row.deactivated_at,
+        )
+        for row in tx.execute(query.order_by(_g.granted_at, _g.grant_id).limit(limit))
     ]
 
 
@@ -506,7 +577,7 @@ def list_holders(tx: Transaction, study_code: StudyCode, roles: Sequence[Role] =
     return [Holder(row.name, Role(row.role), row.site_code) for row in rows]
 
 
-def count_able_to_break(tx: Transaction, study_code: StudyCode, site_code: SiteCode) -> int:
+def count_able_to_break(tx: Transaction, study_code: StudyCode, site_code: SiteCode, now: datetime) -> int:
     """Return how many people at a site can break a code now: active investigators with a second factor of their own (EUB-16)."""
     return int(
         tx.execute(
@@ -520,7 +591,7 @@ def count_able_to_break(tx: Transaction, study_code: StudyCode, site_code: SiteC
                 _g.study_code == study_code,
                 _g.site_code == site_code,
                 _g.role == Role.INVESTIGATOR,
-                _g.revoked_at.is_(None),
+                *_held_at(now),
                 _p.is_active,
                 _c.must_change.is_(False),
                 _c.sealed_totp_secret.is_not(None),

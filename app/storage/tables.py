@@ -124,6 +124,7 @@ principal = Table(
     Column("is_machine", Boolean(), nullable=False),
     Column("is_active", Boolean(), nullable=False),
     _time("created_at"),
+    _time("deactivated_at", nullable=True),
     UniqueConstraint("name"),
 )
 credential = Table(
@@ -159,6 +160,8 @@ role_grant = Table(
     _text("granted_by"),
     _time("revoked_at", nullable=True),
     _text("revoked_by", nullable=True),
+    _time("starts_at", nullable=True),
+    _time("ends_at", nullable=True),
     ForeignKeyConstraint(["principal_id"], ["principal.principal_id"]),
     Index(None, "principal_id"),
     Index(None, "study_code"),

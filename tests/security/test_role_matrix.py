@@ -141,6 +141,7 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
     "prove_growth": EVERY_STUDY_ROLE,
     "export_trail": frozenset({Role.INSPECTOR}),
     "read_restricted": STATISTICIAN | SAFETY,
+    "list_delegations": frozenset({Role.STUDY_ADMIN, Role.MONITOR, Role.INSPECTOR}),
     "read_disclosures": frozenset({Role.STUDY_ADMIN, Role.MONITOR, Role.INSPECTOR}) | SAFETY,
 }
 """Who may call what, from `api.md`."""

@@ -131,7 +131,7 @@ def test_the_last_admin_stays_when_the_other_one_leaves_at_the_same_time(house: 
         with database.transaction() as tx:
             people_rows.hold_service_admins(tx)
             leaving = people_rows.get_account(tx, second.username, is_machine=False)
-            people_rows.record_deactivation(tx, leaving.principal_id)
+            people_rows.record_deactivation(tx, leaving.principal_id, house.clock.now)
             answer = pool.submit(house.admin.post, "/v1/people/admin/deactivation")
             # On SQLite nothing else begins before this transaction ends; on PostgreSQL the rival must be seen to wait.
             while database.is_postgresql and not answer.done() and not is_anybody_waiting(house):

@@ -90,7 +90,7 @@ ALLOWED: Final = [
     Change("stored_answer", {"sealed_large": "answer"}),
     Change("deployment", {"wrapped_secret": "wrapped again"}),
     Change("signing_key", {"wrapped": "wrapped again"}),
-    Change("principal", {"display_name": "Dr B", "email": "b@example.org", "is_active": False}),
+    Change("principal", {"display_name": "Dr B", "email": "b@example.org", "is_active": False, "deactivated_at": NOON}),
     Change("role_grant", {"revoked_at": NOON, "revoked_by": "admin"}),
     Change(
         "study",
@@ -145,6 +145,8 @@ REFUSED: Final = [
     Change("stored_answer", {"sealed_small": None}, {"sealed_small": "answer"}),
     Change("stored_answer", {"sealed_large": "other"}, {"sealed_large": "answer"}),
     Change("role_grant", {"revoked_at": None, "revoked_by": None}, {"revoked_at": NOON, "revoked_by": "a"}),
+    Change("role_grant", {"starts_at": LATER}),
+    Change("role_grant", {"ends_at": None}, {"ends_at": NOON}),
     Change("role_grant", {"revoked_at": LATER}, {"revoked_at": NOON, "revoked_by": "a"}),
     Change("role_grant", {"revoked_by": "another"}, {"revoked_at": NOON, "revoked_by": "a"}),
     Change("study", {"status": "open"}, {"status": "closed"}),
