@@ -5,7 +5,7 @@ what to do next. One table in ``app.api.problems`` gives each branch its status.
 
     SnoseError
      ├ Invalid               a value is wrong; the field is named          InvalidSpecification, InvalidStrata, NotConfirmed, ...
-     ├ NotAuthenticated      nobody known is asking                        WrongCredentials, WrongOneTimeCode, TooManyAttempts
+     ├ NotAuthenticated      nobody known is asking                        WrongCredentials, WrongOneTimeCode, WrongPasskey
      ├ StepUpRequired        a fresh second proof is missing (RFC 9470)
      ├ Forbidden             known, but without the right                  PasswordChangeRequired
      ├ Missing               no such thing here, or not the caller's
@@ -132,6 +132,14 @@ class WrongOneTimeCode(NotAuthenticated):
     code = "invalid_code"
     title = "The one-time code is not valid"
     advice = "Wait for the next code of your own device; each works once."
+
+
+class WrongPasskey(NotAuthenticated):
+    """What a device has signed proves nothing here: another challenge, page or key, a key removed, or a signature used before."""
+
+    code = "invalid_passkey"
+    title = "The passkey has not proved who you are"
+    advice = "Ask for a new challenge and let your own device sign it; each is good once, for five minutes. Or use a one-time code."
 
 
 class TooManyAttempts(SnoseError):
@@ -282,6 +290,14 @@ class SecondPersonRequired(Conflict):
     code = "second_person_required"
     title = "Another person must do this step"
     advice = "Ask a second person with the right; the request stays open."
+
+
+class PasskeysOff(Conflict):
+    """The deployment names no domain for which devices could keep their keys."""
+
+    code = "passkeys_off"
+    title = "This service takes no passkeys"
+    advice = "Use the one-time code; the operator can name the domain of the service in its settings."
 
 
 class GrantConflict(Conflict):

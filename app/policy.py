@@ -200,11 +200,21 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
 """Which actions each role includes; for site roles at the sites of the grant only."""
 
 OWN: Final = frozenset(
-    {Action.READ_SELF, Action.CHANGE_PASSWORD, Action.SIGN_OUT, Action.STEP_UP, Action.LIST_SESSIONS}
+    {
+        Action.READ_SELF,
+        Action.CHANGE_PASSWORD,
+        Action.SIGN_OUT,
+        Action.STEP_UP,
+        Action.LIST_SESSIONS,
+        Action.BEGIN_PASSKEY,
+        Action.ADD_PASSKEY,
+        Action.LIST_PASSKEYS,
+        Action.REMOVE_PASSKEY,
+    }
 )
 """What everybody may do who is signed in, with one's own account."""
 
-PUBLIC: Final = frozenset({Action.SIGN_IN, Action.ISSUE_TOKEN})
+PUBLIC: Final = frozenset({Action.SIGN_IN, Action.ISSUE_TOKEN, Action.CHALLENGE_PASSKEY})
 """What is done to become known."""
 
 ELEVATED: Final = frozenset(
@@ -237,6 +247,10 @@ ELEVATED: Final = frozenset(
         Action.EXPORT_TRAIL,
         Action.DECLARE_RECOVERY,
         Action.ROTATE_KEYS,
+        # Else a stolen session would bring a factor of its own, or take the owner's away.
+        Action.BEGIN_PASSKEY,
+        Action.ADD_PASSKEY,
+        Action.REMOVE_PASSKEY,
     }
 )
 """What needs the caller's own fresh second proof (rule D1)."""
@@ -312,6 +326,8 @@ def decide(action: Action, principal: Principal | None, study: StudyCode | None,
     if action in OWN:
         if principal.is_machine and action is not Action.SIGN_OUT and action is not Action.READ_SELF:
             raise Forbidden
+        if action in ELEVATED:
+            _require_fresh_proof(principal, now)
         return Decision(None, None)
     return _decide_by_grants(action, principal, study, now)
 

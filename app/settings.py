@@ -74,6 +74,12 @@ class Settings(BaseSettings):
     password_max_age_days: Annotated[
         int | None, Field(ge=1, description="days after which a password must be changed; none by default")
     ] = None
+    passkey_rp_id: Annotated[
+        str | None, Field(description="domain for which devices keep passkeys, `snose.example.org`; with the next one")
+    ] = None
+    passkey_origin: Annotated[
+        str | None, Field(description="address of the page that asks for them, `https://snose.example.org`")
+    ] = None
     session_hours: Annotated[int, Field(ge=1, le=24, description="how long a person's session lasts")] = 8
     session_idle_minutes: Annotated[
         int, Field(ge=5, le=60, description="minutes without an act after which a person's session is over")

@@ -6,7 +6,9 @@ halves the time from `snose serve` to the first worker.
 
 from app.domain.entropy import Entropy
 from app.domain.notes import NoteMalformed, parse_witness_key
+from app.domain.words import Mode
 from app.errors import Invalid, UnsafeSetting
+from app.identity.passkeys import RelyingParty
 from app.sealing.providers import KeyFileProvider, KeyProvider
 from app.sealing.recipients import encrypt_to
 from app.sealing.vault import AppRole, TokenFile, VaultTransitProvider
@@ -39,6 +41,7 @@ def surroundings(
             hashing_places=max(1, settings.threads // 2),
             backup_contact=settings.backup_contact,
             public_url=settings.base_url(),
+            relying_party=_relying_party(settings),
         ),
         clock=clock,
         list_entropy=list_entropy or SystemEntropy(),
@@ -46,6 +49,31 @@ def surroundings(
         witness=_witness(settings),
         desk=_desk(settings),
     )
+
+
+def _relying_party(settings: Settings) -> RelyingParty | None:
+    """Return for whom devices keep passkeys, None where the settings name nobody.
+
+    Raises ``UnsafeSetting`` for what is half said, for a page of another domain, and for one without TLS, which no browser would
+    let ask; on the own machine a browser does, and so does a test deployment.
+    """
+    rp_id, origin = settings.passkey_rp_id, settings.passkey_origin
+    if rp_id is None and origin is None:
+        return None
+    if rp_id is None or origin is None:
+        message = "SNOSE_PASSKEY_RP_ID and SNOSE_PASSKEY_ORIGIN belong together: set both, or neither."
+        raise UnsafeSetting(message)
+    scheme, _, host = origin.partition("://")
+    name, _, port = host.partition(":")
+    is_of_domain = bool(rp_id) and (name == rp_id or name.endswith(f".{rp_id}"))
+    is_safe = scheme == "https" or (scheme == "http" and name == "localhost" and settings.mode is Mode.TEST)
+    if not (is_of_domain and is_safe and origin == origin.lower() and (port.isdigit() or ":" not in host)):
+        message = (
+            "SNOSE_PASSKEY_ORIGIN is the address of the service's page without a path, https://host or https://host:port, "
+            "and its host is SNOSE_PASSKEY_RP_ID or lies below it."
+        )
+        raise UnsafeSetting(message)
+    return RelyingParty(rp_id, origin)
 
 
 def _desk(settings: Settings) -> EmergencyDesk | None:

@@ -58,6 +58,7 @@ VIOLATIONS = [
     ("databases", "app.cli", "sqlite3"),
     ("credentials", "app.services.people", "pyotp"),
     ("credentials", "app.api.people", "argon2"),
+    ("credentials", "app.services.passkeys", "webauthn"),
     ("frameworks", "app.services.kits", "fastapi"),
     ("frameworks", "app.storage.database", "pydantic"),
     ("frameworks", "app.identity", "starlette"),

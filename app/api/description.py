@@ -120,7 +120,7 @@ def _problems_of(operation: Mapping[str, Any], action: Action, method: str, path
         yield "404", "NotFound"
     if operation.get("parameters") or operation.get("requestBody"):
         yield "422", "Invalid"
-    if method != "GET" and not is_public and not is_own:
+    if method != "GET" and ("passkey" in path or action is Action.CHALLENGE_PASSKEY or not (is_public or is_own)):
         yield "409", "Conflict"
     if action in _THROTTLED:
         yield "429", "TooManyAttempts"
@@ -207,7 +207,10 @@ _GUIDE: Final = (
     "this order: 400, 413 or 415; 401; 404 for the study; 403; 401 with a step-up challenge; 422; 404 for an object; 409.\n\n"
     'Where a right is "with a fresh one-time code", the second proof may be at most five minutes old. Without it the answer is '
     '401 with the challenge of RFC 9470: `WWW-Authenticate: Bearer error="insufficient_user_authentication", acr_values="mfa", '
-    'max_age="300"`. Send the code to `POST /v1/sessions/step-up` and repeat the request with the new token.'
+    'max_age="300"`. Send the code to `POST /v1/sessions/step-up` and repeat the request with the new token.\n\n'
+    "A passkey does the same at `POST /v1/sessions/step-up/passkey`. Or it signs one request: name it at `POST "
+    "/v1/sessions/challenge`, have the options signed, and send the request with the header `Snose-Passkey`, the base64url of "
+    "what `PublicKeyCredential.toJSON()` gives. That proof is good for this request and no other."
 )
 
 _SCHEMES: Final[dict[str, Any]] = {
@@ -330,13 +333,17 @@ _RESPONSES: Final[dict[str, Any]] = {
         WWW_Authenticate="Challenge",
     ),
     "WrongCredentials": _response(
-        "User name or password is wrong", errors.WrongCredentials(), WWW_Authenticate="Challenge"
+        "User name or password is wrong, or the passkey proves nothing",
+        errors.WrongCredentials(),
+        errors.WrongPasskey(),
+        WWW_Authenticate="Challenge",
     ),
     "WrongProof": _response(
         "No token, or the proof is wrong",
         _nobody,
         errors.WrongCredentials(),
         errors.WrongOneTimeCode(),
+        errors.WrongPasskey(),
         WWW_Authenticate="Challenge",
     ),
     "Forbidden": _response("The role does not include this; the attempt was entered", *_of_branch(errors.Forbidden)),

@@ -8,9 +8,11 @@ import hashlib
 import ipaddress
 import json
 import math
-from collections.abc import Callable, Coroutine
+from base64 import urlsafe_b64decode
+from collections.abc import Callable, Coroutine, Mapping
 from functools import wraps
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
+from urllib.parse import quote, unquote
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.routing import APIRoute
@@ -20,10 +22,12 @@ from starlette.responses import Response
 
 from app.api.problems import MalformedRequest
 from app.api.schemas import STUDY_CODE
+from app.domain.encoding import canonical_json
 from app.domain.words import Action, StudyCode
-from app.errors import KeyUnavailable, NotAuthenticated
+from app.errors import Invalid, KeyUnavailable, NotAuthenticated
 from app.services import audited
 from app.services.context import SEALED_MESSAGE, Deployment, RequestContext, token_digest_of
+from app.services.proofs import request_digest
 
 MAX_BODY: Final = 1_048_576
 MAX_IMPORT: Final = 16_777_216
@@ -32,6 +36,8 @@ SMALL: Final = 65_536
 ROOM: Final = 33_554_432
 """Bytes that a worker holds of all larger bodies together: they come before anybody is known (rule G2)."""
 MAX_KEY: Final = 200
+MAX_SIGNED: Final = 8_192
+"""Characters of what a passkey has signed for one request."""
 IMPORTING: Final = frozenset({Action.CREATE_CONSIGNMENT, Action.IMPORT_SCHEDULE})
 """Acts whose bodies hold a whole list, of kits or of slots."""
 BREAKING: Final = frozenset({Action.BREAK_CODE, Action.UNBLIND_FOR_SAFETY, Action.OPEN_FOR_THIRD_PARTY})
@@ -59,6 +65,8 @@ REVEALING: Final = frozenset(
         Action.ISSUE_CLIENT_SECRET,
         Action.SIGN_IN,
         Action.STEP_UP,
+        Action.CHALLENGE_PASSKEY,
+        Action.BEGIN_PASSKEY,
         Action.ISSUE_TOKEN,
         Action.CHANGE_PASSWORD,
     }
@@ -334,6 +342,7 @@ async def context_of(request: Request) -> RequestContext:
     if key is not None and not (0 < len(key) <= MAX_KEY and key.isascii() and key.isprintable()):
         message = f"An Idempotency-Key has 1 to {MAX_KEY} printable ASCII characters."
         raise MalformedRequest(message, 400)
+    signed = _signed(request)
     context = RequestContext(
         deployment,
         route.action,
@@ -344,6 +353,8 @@ async def context_of(request: Request) -> RequestContext:
         request.url.path,
         key,
         getattr(request.state, "fingerprint", b""),
+        signed,
+        b"" if signed is None else await _digest_of_this(request),
     )
     request.state.context = context
     return context
@@ -363,6 +374,40 @@ def _token_digest(request: Request) -> bytes | None:
         return token_digest_of(token.strip())
     except NotAuthenticated:
         return None
+
+
+def digest_of(method: str, path: str, body: object) -> bytes:
+    """Return what stands for a request that a passkey may sign; raise ``Invalid`` for a body without a canonical form."""
+    bare, mark, query = path.partition("?")
+    try:
+        content = b"" if body is None else canonical_json(cast("Mapping[str, Any]", body))
+    except (ValueError, RecursionError):
+        message = "The body holds a number or a text that has no canonical form (RFC 8785)."
+        raise Invalid(message, "request") from None
+    return request_digest(method, unquote(bare) + mark + query, content)
+
+
+async def _digest_of_this(request: Request) -> bytes:
+    """Return what stands for this request; nothing, which no passkey has signed, where it has no JSON body."""
+    query = request.scope["query_string"].decode("latin-1")
+    content = await request.body()
+    try:
+        body = json.loads(content) if content else None
+        return digest_of(request.method, quote(request.scope["path"]) + ("?" + query if query else ""), body)
+    except (ValueError, RecursionError, Invalid):
+        return b""
+
+
+def _signed(request: Request) -> dict[str, Any] | None:
+    """Return what a passkey has signed for this request alone; what cannot be read proves nothing."""
+    header = request.headers.get("snose-passkey")
+    if header is None:
+        return None
+    try:
+        found = json.loads(urlsafe_b64decode(header[:MAX_SIGNED] + "=="))
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _network(request: Request) -> str:

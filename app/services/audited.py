@@ -20,7 +20,7 @@ import structlog
 from app import policy
 from app.domain.encoding import canonical_json, encode
 from app.domain.merkle import CompletedNode, Frontier, leaf_hash, restricted_hash
-from app.domain.people import Principal
+from app.domain.people import Principal, Proof
 from app.domain.sealed import Column, SealContext, Sealed
 from app.domain.words import Action, Role, SiteCode, StudyCode, SubjectKey
 from app.errors import (
@@ -40,8 +40,10 @@ from app.errors import (
     SnoseError,
     StepUpRequired,
     TrailForked,
+    WrongPasskey,
 )
 from app.policy import Decision
+from app.services import proofs
 from app.services.checkpoints import ALTERED, LogState, Suspicion, head_mac, lookup_mac, origin_of, segment_number
 from app.services.context import Deployment, RequestContext
 from app.storage import answers, people, studies, trail_writer
@@ -286,10 +288,10 @@ def describe(action: Action) -> str:
     """Return the right that an action needs, in words for the API's documentation."""
     if action in policy.PUBLIC:
         return "nobody: this is how one becomes known"
-    if action in policy.OWN:
-        return "anyone signed in"
-    roles = sorted(role for role, actions in policy.PERMISSIONS.items() if action in actions)
     proof = " with a fresh one-time code" if action in policy.ELEVATED else ""
+    if action in policy.OWN:
+        return "anyone signed in" + proof
+    roles = sorted(role for role, actions in policy.PERMISSIONS.items() if action in actions)
     return ", ".join(roles) + proof
 
 
@@ -349,6 +351,8 @@ class _Door:
     elsewhere: Sequence[LogState] = ()
     made: object | None = None
     """What the last attempt would have answered; it stands for an answer when its COMMIT went unheard."""
+    shown: proofs.Shown | None = None
+    """The passkey that has signed this very request: a proof for it alone, whatever proof the session has."""
 
     def run(self, work: Work[T]) -> tuple[T, LogState | None]:
         """Run the work until it is committed, or raise."""
@@ -379,6 +383,14 @@ class _Door:
             self._pause(attempt)
         raise OutcomeUnknown if uncertain else refused
 
+    def _use_up(self, act: Act, shown: proofs.Shown) -> None:
+        """Spend a signature for this request with its COMMIT, so that one that fails does not cost it (rule D3)."""
+        try:
+            proofs.claim(act.tx, self.ctx, shown)
+        except WrongPasskey:
+            raise StepUpRequired from None
+        act.lasting = {**(act.lasting or {}), "passkey_id": str(shown.passkey.passkey_id)}
+
     def _why_again(self, error: TryAgain | KeyRetired) -> SnoseError:
         """Return what an act that was rolled back for sure is refused with, if no later attempt goes through."""
         if isinstance(error, KeyRetired):
@@ -403,7 +415,9 @@ class _Door:
             result = self._replay_by_key(act)
             if result is None:
                 result = self._done(work, act)
-            if self.action in policy.SPENDING and not people.spend_proof(tx, act.principal.session_id, now):
+            if self.shown is not None:
+                self._use_up(act, self.shown)
+            elif self.action in policy.SPENDING and not people.spend_proof(tx, act.principal.session_id, now):
                 raise StepUpRequired
             self._note_use(tx, now)
             # Lock order: the heads of the studies' logs before that of the service's own (`custody.md`).
@@ -437,7 +451,7 @@ class _Door:
     def _admit(self, tx: Transaction, now: datetime) -> Decision:
         """Load who asks and what about, and ask the policy."""
         ctx, deployment = self.ctx, self.ctx.deployment
-        self.caller = self.head = None
+        self.caller = self.head = self.shown = None
         max_age = deployment.limits.password_max_age
         if ctx.token_digest is not None and self.action not in policy.PUBLIC:
             self.caller = people.find_principal(
@@ -447,6 +461,9 @@ class _Door:
                 now - deployment.limits.session_idle,
                 None if max_age is None else now - max_age,
             )
+        if self.caller is not None and ctx.signed is not None and self.action in policy.ELEVATED:
+            self.shown = proofs.shown_for_request(ctx, tx, ctx.signed, self.caller.principal_id, now)
+            self.caller = replace(self.caller, proof=Proof(now, spent=False) if self.shown is not None else None)
         head = studies.find_study(tx, self.study_code) if self.study_code is not None else None
         if self.study_code is not None and head is None:
             if self.caller is None:

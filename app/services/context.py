@@ -1,14 +1,15 @@
 """What every use case is handed: the running deployment, and who asks by which request."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from app.domain.entropy import Entropy
 from app.domain.words import Action, Factor, Mode, StudyCode
+from app.identity.passkeys import RelyingParty
 from app.identity.passwords import PLACES, Passwords
 from app.identity.tokens import token_digest
 from app.sealing.ring import KeyRing
@@ -51,6 +52,8 @@ class Limits:
     """What is answered when even the database is down (rule D4)."""
     public_url: str = "http://127.0.0.1:8000"
     """Where callers reach the service: never taken from a request, whose sender could write anything there."""
+    relying_party: RelyingParty | None = None
+    """For whom devices keep passkeys; None where there are none."""
 
     def audiences(self) -> frozenset[str]:
         """Return as whom an assertion of a machine client may address the service (RFC 7523, 3)."""
@@ -110,6 +113,10 @@ class RequestContext:
     idempotency_key: str | None = None
     fingerprint: bytes = b""
     """SHA-256 of the request body."""
+    signed: Mapping[str, Any] | None = None
+    """What a passkey has signed for this one request, where the caller sent that along."""
+    request_digest: bytes = b""
+    """What the passkey must have signed: method, path and body."""
     replayed: bool = field(default=False, init=False)
     checkpoint: str | None = field(default=None, init=False)
     """``<size> <root> <signature>`` of the log after this act, for the header ``Audit-Checkpoint``."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Final, NoReturn, TypeVar
+from typing import Final, NoReturn
 from uuid import UUID
 
 from app.domain.encoding import encode
@@ -31,7 +31,6 @@ from app.domain.words import (
 from app.errors import (
     AlreadyExists,
     Conflict,
-    DatabaseUnavailable,
     GrantConflict,
     HashingBusy,
     IllegalTransition,
@@ -50,19 +49,17 @@ from app.identity.attempts import Attempts
 from app.identity.codes import accepted_step, new_secret
 from app.identity.jose import PublicKey
 from app.identity.passwords import issued_password, refuse_weak
-from app.identity.tokens import client_secret_digest, new_client_secret, new_token, token_digest, verify_client_secret
+from app.identity.tokens import client_secret_digest, new_client_secret, verify_client_secret
 from app.services import pages
 from app.services.audited import Act, audited, enter_by_service
 from app.services.context import Deployment, RequestContext
-from app.storage import clients, people, studies
-from app.storage.database import CommitUncertain, Transaction, TryAgain
+from app.services.sessions import SignedIn, apart, begin_session
+from app.storage import clients, passkeys, people, studies
+from app.storage.database import Transaction
 from app.storage.people import Account, Credential, Delegation, RoleGrant
-
-T = TypeVar("T")
 
 ASSERTION_TYPE: Final = assertions.TYPE
 """What a client that signs for its token calls its assertion (RFC 7523, 2.2)."""
-_ATTEMPTS: Final = 8
 _USERNAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,39}")
 _RESERVED: Final = frozenset({"snose", "unknown"})
 """Names that the trail gives to the service itself and to nobody known."""
@@ -71,17 +68,6 @@ _BUCKET_BYTES: Final = 2
 """Tries to sign in are counted in 65,536 buckets of names: room enough for every account, and a bound on what strangers fill."""
 _SESSION_BUCKETS: Final = 1 << 8 * _BUCKET_BYTES
 """From here on lie those of the sessions that a password is changed in: no try at a name gets there."""
-
-
-@dataclass(frozen=True, slots=True)
-class SignedIn:
-    """A new session. Danger: the token is shown once and kept nowhere."""
-
-    access_token: str
-    expires_in: int
-    """Whole seconds."""
-    acr: str
-    auth_time: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +174,12 @@ def sign_in(ctx: RequestContext, username: str, password: str, one_time_code: st
     """
     name = username.strip().casefold()
     passwords = ctx.deployment.passwords
-    is_known = one_time_code is not None and _apart(ctx.deployment, lambda tx: _is_shown(ctx, tx, name, one_time_code))
+    is_known = one_time_code is not None and apart(ctx.deployment, lambda tx: _is_shown(ctx, tx, name, one_time_code))
     # Each code is used up, so these tries are one in half a minute at most, and need no count.
     bucket = None if is_known else _bucket_of(ctx.deployment, name.encode("utf-8", "surrogatepass"))
     try:
         with passwords.place(is_known=is_known):
-            credential = _apart(ctx.deployment, lambda tx: _charge_name(ctx, tx, name, bucket))
+            credential = apart(ctx.deployment, lambda tx: _charge_name(ctx, tx, name, bucket))
             fault = _fault_of(lambda: passwords.verify(password, _secret_of(credential)))
         if isinstance(fault, HashingBusy):
             raise fault
@@ -206,7 +192,7 @@ def sign_in(ctx: RequestContext, username: str, password: str, one_time_code: st
             raise fault or WrongCredentials
         _hold_unchanged(act, credential, bucket)
         end = act.now + act.deployment.limits.session_length
-        return _begin_session(act, credential.principal_id, end, "pwd")
+        return begin_session(act, credential.principal_id, end, "pwd")
 
     target = {"username": name if credential is not None else "unknown"}
     return audited(ctx, Action.SIGN_IN, work, target=target, on_refusal=_enter_failed_login)
@@ -265,7 +251,7 @@ def _issue(ctx: RequestContext, client_id: str, shown: Callable[[Act, Credential
     """Return a session of a client whose proof is looked at by ``shown``, which returns when that proof ends, if it does."""
     credential = None
     if _USERNAME.fullmatch(client_id):
-        credential = _apart(ctx.deployment, lambda tx: people.find_credential(tx, client_id, is_machine=True))
+        credential = apart(ctx.deployment, lambda tx: people.find_credential(tx, client_id, is_machine=True))
 
     def work(act: Act) -> SignedIn:
         if credential is None:
@@ -276,7 +262,7 @@ def _issue(ctx: RequestContext, client_id: str, shown: Callable[[Act, Credential
         ends_at = shown(act, kept)
         end = act.now + act.deployment.limits.machine_token_length
         # A token does not outlive the secret that it was given for.
-        return _begin_session(act, credential.principal_id, min(end, ends_at or end), "client")
+        return begin_session(act, credential.principal_id, min(end, ends_at or end), "client")
 
     # A name that no client has is noise; a known one's failure is entered, because its secret may have been lost.
     on_refusal = _enter_failed_login if credential is not None else None
@@ -307,7 +293,7 @@ def step_up(ctx: RequestContext, one_time_code: str) -> SignedIn:
             raise WrongOneTimeCode
         people.record_code_tries(act.tx, caller.principal_id, 0, None)
         end = people.get_session_end(act.tx, caller.session_id)
-        return _begin_session(act, caller.principal_id, end, "mfa")
+        return begin_session(act, caller.principal_id, end, "mfa")
 
     return audited(ctx, Action.STEP_UP, work)
 
@@ -384,7 +370,7 @@ def change_password(ctx: RequestContext, current: str, new: str) -> NewPassword:
     The token in hand stays, every other session ends. Raises ``PasswordRefused``, ``WrongCredentials``, ``TooManyAttempts``,
     ``HashingBusy``.
     """
-    caller = _apart(ctx.deployment, lambda tx: _find_caller(ctx, tx))
+    caller = apart(ctx.deployment, lambda tx: _find_caller(ctx, tx))
     secret_hash, fault = "", None
     credential: Credential | None = None
     if caller is not None and not caller.is_machine:
@@ -489,6 +475,7 @@ def reset(ctx: RequestContext, username: Username) -> IssuedPerson:
             message = "The account is switched off."
             raise IllegalTransition(message)
         people.record_issued_password(act.tx, account.principal_id, secret_hash, act.now)
+        passkeys.record_all_removed(act.tx, account.principal_id, act.now)
         people.end_sessions(act.tx, account.principal_id, act.now)
         act.note(after={"must_change_password": True, "second_factor": None})
         return IssuedPerson(username, password)
@@ -724,18 +711,6 @@ def _keep_one_admin(admins: Sequence[UUID], leaving: UUID) -> None:
 # -- inside ----------------------------------------------------------------------------------------------------------
 
 
-def _apart(deployment: Deployment, work: Callable[[Transaction], T]) -> T:
-    """Return what a short transaction before the door gives; raise ``DatabaseUnavailable`` when it never gets its turn."""
-    for _ in range(_ATTEMPTS):
-        try:
-            with deployment.database.transaction() as tx:
-                return work(tx)
-        except (TryAgain, CommitUncertain):
-            # A try that was counted twice costs a delay at most.
-            continue
-    raise DatabaseUnavailable
-
-
 def _fault_of(check: Callable[[], None]) -> SnoseError | None:
     """Return what a check raises, so that it can be raised inside the door and entered there."""
     try:
@@ -765,7 +740,7 @@ def _issued(ctx: RequestContext) -> Callable[[], tuple[str, str]]:
 
     For an unknown caller none is computed; with too many hashes in hand it is ``HashingBusy``.
     """
-    if _apart(ctx.deployment, lambda tx: _find_caller(ctx, tx)) is None:
+    if apart(ctx.deployment, lambda tx: _find_caller(ctx, tx)) is None:
         return _nobody_asks
     password = issued_password(ctx.deployment.entropy)
     try:
@@ -879,7 +854,7 @@ def _charge_caller(
         return count(ctx, tx, caller)
 
     try:
-        return _apart(ctx.deployment, charge), None
+        return apart(ctx.deployment, charge), None
     except TooManyAttempts as error:
         return None, error
 
@@ -899,19 +874,6 @@ def _hold_unchanged(act: Act, verified: Credential, bucket: int | None) -> Crede
 def _end_sessions(act: Act, principal_id: UUID) -> None:
     people.hold_credential(act.tx, principal_id)
     people.end_sessions(act.tx, principal_id, act.now)
-
-
-def _begin_session(act: Act, principal_id: UUID, end: datetime, acr: str) -> SignedIn:
-    token = new_token(act.deployment.entropy)
-    digest = token_digest(token)
-    proof_at = act.now if acr == "mfa" else None
-    sign_in_id = act.caller.sign_in_id if act.caller is not None else None
-    people.add_session(act.tx, act.deployment.new_id(), digest, principal_id, act.now, end, proof_at, sign_in_id)
-    # From here on it is known who acts, and the entry says so.
-    idle_since = act.now - act.deployment.limits.session_idle
-    act.caller = act.caller or people.find_principal(act.tx, digest, act.now, idle_since)
-    act.note(after={"acr": acr, "expires_at": end.isoformat(timespec="seconds")})
-    return SignedIn(token, int((end - act.now).total_seconds()), acr, act.now)
 
 
 def _factor_context(principal_id: UUID) -> SealContext:

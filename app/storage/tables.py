@@ -148,6 +148,24 @@ sign_in_tries = Table(
     _number("failed"),
     _time("blocked_until", nullable=True),
 )
+# The public key is sealed too: who writes to the database could else plant a factor of their own for somebody else.
+passkey = Table(
+    "passkey",
+    metadata,
+    Column("passkey_id", Uuid(), primary_key=True),
+    _id("principal_id"),
+    Column("credential_digest", LargeBinary(32), nullable=False),
+    _text("sealed_key"),
+    _text("name"),
+    Column("sign_count", BigInteger(), nullable=False),
+    _time("last_challenge_at", nullable=True),
+    _text("last_request", nullable=True),
+    _time("created_at"),
+    _time("removed_at", nullable=True),
+    ForeignKeyConstraint(["principal_id"], ["principal.principal_id"]),
+    UniqueConstraint("credential_digest"),
+    Index(None, "principal_id"),
+)
 role_grant = Table(
     "role_grant",
     metadata,

@@ -24,6 +24,13 @@ TELLS_NOTHING: Final = frozenset(
         *(Action.READ_SERVICE_TRAIL, Action.DECLARE_RECOVERY, Action.READ_CHECKPOINT, Action.READ_PROOF),
         *(Action.REGISTER_STUDY, Action.READ_STUDY, Action.ADD_SITE, Action.LIST_SITES, Action.ACTIVATE_SITE),
         *(Action.SET_STUDY_STATUS, Action.READ_SCHEDULES, Action.REJECT_SCHEDULE, Action.ACTIVATE_SCHEDULE),
+        *(
+            Action.CHALLENGE_PASSKEY,
+            Action.BEGIN_PASSKEY,
+            Action.ADD_PASSKEY,
+            Action.LIST_PASSKEYS,
+            Action.REMOVE_PASSKEY,
+        ),
         *(Action.REQUEST_PACKING_LIST, Action.DISPATCH_CONSIGNMENT, Action.RECEIVE_CONSIGNMENT, Action.READ_STOCK),
         *(Action.RELEASE_REPLACEMENT, Action.RELEASE_KIT, Action.DESTROY_KIT, Action.REQUEST_FINAL_UNBLINDING),
     }

@@ -34,8 +34,10 @@ def upgrade() -> None:
     {upgrade}
 '''
 
-_NEXT: Final = f"{int(HEAD[:4]) + 1:04}_from_{HEAD[:4] if len(HEAD) == 4 else HEAD[-4:]}"
-_AND_NEXT: Final = f"{int(HEAD[:4]) + 2:04}"
+NEWEST: Final = migrate.head()
+"""The newest revision that there is, released or not: what is planted follows it."""
+_NEXT: Final = f"{int(NEWEST[:4]) + 1:04}_from_{NEWEST[-4:]}"
+_AND_NEXT: Final = f"{int(NEWEST[:4]) + 2:04}"
 
 GOOD: Final = """op.add_column("site", sa.Column("phone", sa.Text(), nullable=True))
     op.add_column("site", sa.Column("floor", sa.Integer(), nullable=False, server_default="3"))
@@ -76,7 +78,7 @@ SQLITE: Final = (
 )
 
 
-def plant(migrations: Path, upgrade: str, revision: str = _NEXT, before: str = HEAD, more: str = "") -> None:
+def plant(migrations: Path, upgrade: str, revision: str = _NEXT, before: str = NEWEST, more: str = "") -> None:
     """Add a migration to a folder of them."""
     content = _MIGRATION.format(revision=revision, before=before, upgrade=upgrade, more=more)
     (migrations / "versions" / f"{revision}_planted.py").write_text(content)

@@ -19,7 +19,15 @@ from app.storage.database import Database
 from app.storage.tables import metadata
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-WITHOUT_TRIGGERS: Final = {"client_key", "credential", "former_secret", "session", "sign_in_tries", "used_assertion"}
+WITHOUT_TRIGGERS: Final = {
+    "client_key",
+    "credential",
+    "former_secret",
+    "passkey",
+    "session",
+    "sign_in_tries",
+    "used_assertion",
+}
 
 
 def revisions() -> list[str]:

@@ -31,6 +31,7 @@ from app.domain.words import BLINDED_ROLES, Role
 from app.services import keeper
 from app.services.keeper import Keeper
 from tests import harness
+from tests.authenticator import SETTINGS
 from tests.envelopes import settings_in, writing_when_told
 from tests.harness import House, TickingClock
 from tests.inprocess import InProcessClient
@@ -600,7 +601,7 @@ def name_of(who: Person | Machine) -> str:
 @contextmanager
 def running(url: str, folder: Path, **overrides: Any) -> Iterator[House]:  # noqa: ANN401  # as the harness takes them
     """Give a new deployment with code-break envelopes on an empty database."""
-    with writing_when_told(), harness.house(url, folder, **settings_in(folder), **overrides) as house:
+    with writing_when_told(), harness.house(url, folder, **{**settings_in(folder), **SETTINGS, **overrides}) as house:
         yield house
 
 

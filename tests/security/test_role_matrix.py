@@ -150,9 +150,11 @@ OWN: Final = frozenset(
     {
         *("sign_in", "step_up", "sign_out", "read_self", "change_password", "issue_token"),
         *("list_sessions", "end_session", "end_sessions"),
+        *("challenge_passkey", "sign_in_by_passkey", "step_up_by_passkey"),
+        *("begin_passkey", "add_passkey", "list_passkeys", "remove_passkey"),
     }
 )
-"""What concerns one's own account, or makes one known; tested with it (`tests/api/test_people.py`)."""
+"""What concerns one's own account, or makes one known; tested with it (`tests/api/test_people.py`, `test_passkeys.py`)."""
 
 STEP_UP: Final = frozenset(
     {

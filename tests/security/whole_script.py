@@ -32,6 +32,7 @@ from app.services.keeper import Keeper
 from app.storage import answers, tables
 from app.storage.database import TryAgain
 from app.storage.sink import FileSink, SunkCheckpoint
+from tests.authenticator import Authenticator
 from tests.doors import Fault, failing, lift_triggers
 from tests.envelopes import DESK_PUBLIC
 from tests.security.operations import Operation, operation_at, operations_of
@@ -287,6 +288,7 @@ class WholePlay(Play):
         self.tell(admin, "POST", f"{path}/grants", self.role(Role.STATISTICIAN))
         self.tell(leaver, "POST", "/v1/sessions/step-up", {"otp": "000000"})
         self.prove(leaver)
+        self.use_a_passkey(leaver)
         session = self.ask(leaver, "GET", "/v1/me/sessions").json()["items"][0]
         self.ask(leaver, "DELETE", f"/v1/me/sessions/{session['session_id']}")
         leaver.token, leaver.stepped_up_at = "", None
@@ -307,6 +309,25 @@ class WholePlay(Play):
             self.tell(self.who(Role.STUDY_ADMIN), "POST", f"{self.study}/sites", body, headers={"Idempotency-Key": "s"})
         self.tell(self.who(Role.STUDY_ADMIN), "POST", f"{self.study}/sites", site)
         self.tell(self.who(Role.MONITOR), "PUT", self.study)
+
+    def use_a_passkey(self, who: Person) -> None:
+        """Have somebody enrol a device, do with it all that can be done, right and wrong, and remove it."""
+        device, path = Authenticator("of the script"), "/v1/me/passkeys"
+        options = self.ask(who, "POST", f"{path}/challenge", step_up=True).json()["options"]
+        made = {"name": "Phone", "credential": device.create(options)}
+        passkey = self.ask(who, "POST", path, made, step_up=True).json()["passkey_id"]
+        self.tell(who, "POST", path, made, step_up=True)
+        self.ask(who, "GET", path)
+        for holder, target in ((None, "/v1/sessions/passkey"), (who, "/v1/sessions/step-up/passkey")):
+            options = self.ask(holder, "POST", "/v1/sessions/challenge", {}).json()["options"]
+            signed = {"credential": device.get(options)}
+            self.ask(holder, "POST", target, signed)
+            self.tell(holder, "POST", target, signed)
+        self.ask(who, "DELETE", f"{path}/{passkey}", step_up=True)
+        self.tell(who, "DELETE", f"{path}/{passkey}", step_up=True)
+        # With the passkey went every session but the one that removed it.
+        who.token = ""
+        self.ask(who, "GET", path)
 
     def administer_machines(self) -> None:
         """Let a machine client come and go."""
@@ -473,6 +494,7 @@ class WholePlay(Play):
             "username": LEAVER,
             "client_id": clients[-1].split("/")[3],
             "index": "3",
+            "passkey_id": "00000000-0000-4000-8000-000000000000",
         }
 
     def read_documented(self) -> None:

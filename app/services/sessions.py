@@ -1,0 +1,56 @@
+"""How a session begins, by whatever one becomes known."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, TypeVar
+from uuid import UUID
+
+from app.errors import DatabaseUnavailable
+from app.identity.tokens import new_token, token_digest
+from app.services.audited import Act
+from app.services.context import Deployment
+from app.storage import people
+from app.storage.database import CommitUncertain, Transaction, TryAgain
+
+T = TypeVar("T")
+
+_ATTEMPTS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """A new session. Danger: the token is shown once and kept nowhere."""
+
+    access_token: str
+    expires_in: int
+    """Whole seconds."""
+    acr: str
+    auth_time: datetime
+
+
+def apart(deployment: Deployment, work: Callable[[Transaction], T]) -> T:
+    """Return what a short transaction before the door gives; raise ``DatabaseUnavailable`` when it never gets its turn."""
+    for _ in range(_ATTEMPTS):
+        try:
+            with deployment.database.transaction() as tx:
+                return work(tx)
+        except (TryAgain, CommitUncertain):
+            # A try that was counted twice costs a delay at most.
+            continue
+    raise DatabaseUnavailable
+
+
+def begin_session(act: Act, principal_id: UUID, end: datetime, acr: str, passkey_id: UUID | None = None) -> SignedIn:
+    """Return a new session of an account; ``acr`` says by what, and its entry by which passkey."""
+    token = new_token(act.deployment.entropy)
+    digest = token_digest(token)
+    proof_at = act.now if acr == "mfa" else None
+    sign_in_id = act.caller.sign_in_id if act.caller is not None else None
+    people.add_session(act.tx, act.deployment.new_id(), digest, principal_id, act.now, end, proof_at, sign_in_id)
+    # From here on it is known who acts, and the entry says so.
+    idle_since = act.now - act.deployment.limits.session_idle
+    act.caller = act.caller or people.find_principal(act.tx, digest, act.now, idle_since)
+    by = {"passkey_id": str(passkey_id)} if passkey_id is not None else {}
+    act.note(after={"acr": acr, "expires_at": end.isoformat(timespec="seconds"), **by})
+    return SignedIn(token, int((end - act.now).total_seconds()), acr, act.now)
