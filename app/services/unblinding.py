@@ -20,6 +20,7 @@ from app.domain.words import (
     KitCode,
     ReasonCode,
     Role,
+    SiteCode,
     StudyCode,
     StudyStatus,
     SubjectId,
