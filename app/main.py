@@ -22,6 +22,7 @@ from app.api import (
     envelopes,
     health,
     kits,
+    notices,
     passkeys,
     people,
     schedules,
@@ -56,6 +57,7 @@ DOORS: Final = (
     accidents.door,
     third_party.door,
     envelopes.door,
+    notices.door,
     trail.door,
     disclosures.door,
 )

@@ -58,6 +58,9 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.READ_ENVELOPES,
         Action.READ_TRAIL,
         Action.READ_DISCLOSURES,
+        Action.ADD_CONTACT,
+        Action.READ_RECEIVERS,
+        Action.REMOVE_RECEIVER,
         Action.READ_DELEGATIONS,
     },
     Role.INVESTIGATOR: _EVERY_STUDY_ROLE
@@ -121,6 +124,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.READ_ENVELOPES,
         Action.READ_TRAIL,
         Action.READ_DISCLOSURES,
+        Action.READ_RECEIVERS,
         Action.READ_DELEGATIONS,
     },
     Role.INSPECTOR: _EVERY_STUDY_ROLE
@@ -132,6 +136,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.READ_ENVELOPES,
         Action.READ_TRAIL,
         Action.READ_DISCLOSURES,
+        Action.READ_RECEIVERS,
         Action.READ_DELEGATIONS,
         Action.EXPORT_TRAIL,
         Action.READ_SERVICE_TRAIL,

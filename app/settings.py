@@ -71,6 +71,16 @@ class Settings(BaseSettings):
     envelope_desk_key: Annotated[
         str | None, Field(description="public key of the emergency desk, from `snose envelope keys`")
     ] = None
+    smtp_url: Annotated[
+        str | None,
+        Field(description="mail server for notices: `smtp://host:587` (STARTTLS) or `smtps://host:465`; none: no mail"),
+    ] = None
+    smtp_sender: Annotated[str, Field(description="address that its mails come from")] = ""
+    smtp_username: Annotated[str, Field(description="user name there, with the next one; none: no sign-in")] = ""
+    smtp_password_file: Annotated[Path | None, Field(description="file (0600) with the password there")] = None
+    smtp_ca_file: Annotated[
+        Path | None, Field(description="authority its certificate is proved to; default: the system's own")
+    ] = None
     password_max_age_days: Annotated[
         int | None, Field(ge=1, description="days after which a password must be changed; none by default")
     ] = None

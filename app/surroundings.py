@@ -4,8 +4,13 @@ Apart from `app.main`, so that a command, or the parent of the workers, need not
 halves the time from `snose serve` to the first worker.
 """
 
+import ssl
+from typing import Final
+from urllib.parse import urlsplit
+
 from app.domain.entropy import Entropy
 from app.domain.notes import NoteMalformed, parse_witness_key
+from app.domain.notices import check_email
 from app.domain.words import Mode
 from app.errors import Invalid, UnsafeSetting
 from app.identity.passkeys import RelyingParty
@@ -18,8 +23,12 @@ from app.services.startup import Surroundings
 from app.settings import KeyProviderKind, Settings
 from app.storage.database import Database
 from app.storage.envelope_folder import EnvelopeFolder
+from app.storage.mail_client import MailClient, MailServer
 from app.storage.sink import FileSink
 from app.storage.witness_client import WitnessClient
+
+_MAIL_PORTS: Final = {"smtp": 587, "smtps": 465}
+_THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def surroundings(
@@ -48,6 +57,7 @@ def surroundings(
         entropy=chance,
         witness=_witness(settings),
         desk=_desk(settings),
+        mail=_mail(settings),
     )
 
 
@@ -74,6 +84,40 @@ def _relying_party(settings: Settings) -> RelyingParty | None:
         )
         raise UnsafeSetting(message)
     return RelyingParty(rp_id, origin)
+
+
+def _mail(settings: Settings) -> MailClient | None:
+    """Return the mail server that the settings name; raise ``UnsafeSetting`` for what is half said.
+
+    TLS always, but to this machine itself, where nothing leaves it.
+    """
+    if settings.smtp_url is None:
+        return None
+    try:
+        url = urlsplit(settings.smtp_url)
+        host, port = url.hostname or "", url.port
+        check_email(settings.smtp_sender)
+    except (ValueError, Invalid):
+        message = "SNOSE_SMTP_URL is no address, or SNOSE_SMTP_SENDER no e-mail address."
+        raise UnsafeSetting(message) from None
+    if url.scheme not in _MAIL_PORTS or not host or url.username or url.path not in {"", "/"}:
+        message = "SNOSE_SMTP_URL is the address of the mail server, smtp://host:587 or smtps://host:465."
+        raise UnsafeSetting(message)
+    if bool(settings.smtp_username) != (settings.smtp_password_file is not None):
+        message = "Set SNOSE_SMTP_USERNAME and SNOSE_SMTP_PASSWORD_FILE, or neither."
+        raise UnsafeSetting(message)
+    try:
+        password = settings.smtp_password_file.read_text().strip() if settings.smtp_password_file else ""
+        at_once = url.scheme == "smtps"
+        is_here = host in _THIS_MACHINE and not at_once and settings.smtp_ca_file is None
+        tls = None if is_here else ssl.create_default_context(cafile=settings.smtp_ca_file)
+    except (OSError, ValueError):
+        message = "SNOSE_SMTP_PASSWORD_FILE or SNOSE_SMTP_CA_FILE cannot be read."
+        raise UnsafeSetting(message) from None
+    server = MailServer(
+        host, port or _MAIL_PORTS[url.scheme], at_once, settings.smtp_sender, settings.smtp_username, password, tls
+    )
+    return MailClient(server)
 
 
 def _desk(settings: Settings) -> EmergencyDesk | None:

@@ -35,7 +35,7 @@ NEVER: Final = 3600.0
 
 @contextmanager
 def writing_when_told() -> Iterator[None]:
-    """Have files written when a test tells the keeper, and at the end of the service, instead of a moment after the act."""
+    """Have files written, and notices sent, when a test tells the keeper, instead of a moment after the act."""
     with patch.object(keeper, "_BREATH", NEVER):
         yield
 
@@ -72,10 +72,11 @@ class Desk:
 
 
 def settings_in(folder: Path) -> dict[str, object]:
-    """Return what turns envelopes on, with their folder made."""
+    """Return what turns envelopes on, with their folder made, and mail, which nobody sends."""
     outside = folder / "envelopes"
     outside.mkdir(exist_ok=True)
-    return {"envelope_folder": outside, "envelope_desk_key": DESK_PUBLIC}
+    mail = {"smtp_url": "smtp://127.0.0.1:9", "smtp_sender": "snose@example.org"}
+    return {"envelope_folder": outside, "envelope_desk_key": DESK_PUBLIC, **mail}
 
 
 @contextmanager

@@ -110,6 +110,7 @@ HONOURING_KEY: Final = frozenset(
         Action.ADD_NARRATIVE,
         Action.RECORD_ACCIDENT,
         Action.REQUEST_THIRD_PARTY,
+        Action.ADD_CONTACT,
         Action.ENTER_OPENING,
         Action.REQUEST_FINAL_UNBLINDING,
     }

@@ -250,6 +250,10 @@ class Action(StrEnum):
     READ_THIRD_PARTY = "third_party_unblinding:list"
     REQUEST_FINAL_UNBLINDING = "final_unblinding:request"
     RELEASE_FINAL_UNBLINDING = "final_unblinding:release"
+    # notices
+    ADD_CONTACT = "contact:add"
+    READ_RECEIVERS = "receiver:list"
+    REMOVE_RECEIVER = "receiver:remove"
     # trail
     READ_TRAIL = "trail:read"
     READ_RESTRICTED = "trail:read_restricted"

@@ -18,6 +18,7 @@ from app.services.checkpoints import CheckpointKeeper
 from app.services.commitments import CommitmentKeeper
 from app.services.desk import EmergencyDesk
 from app.services.noise import NoiseMeter
+from app.services.postoffice import PostOffice
 from app.services.witnessing import WitnessKeeper
 from app.storage.database import Database
 
@@ -88,6 +89,8 @@ class Deployment:
     """Who keeps the logs before a witness, where the settings name one."""
     desk: EmergencyDesk | None = None
     """For whom code-break envelopes are closed, where the settings name a folder and a key."""
+    office: PostOffice = field(default_factory=PostOffice)
+    """By which means notices leave."""
 
     def new_id(self) -> UUID:
         """Return a random row id (UUIDv4): it tells neither order nor time (rule B3)."""

@@ -28,6 +28,7 @@ from app.sealing.recipients import encrypt_to
 from app.services.audited import Act, Receipt, Unfinished, audited
 from app.services.context import Deployment, RequestContext
 from app.services.enveloping import is_overdue, sheet_code_of
+from app.services.outbox import tell_of_break, wake_sender
 from app.storage import allocations, envelopes, kits, unblinding
 from app.storage.envelopes import IssuedEnvelope, OpenedEnvelope
 from app.storage.unblinding import NewCodeBreak
@@ -195,9 +196,12 @@ def enter_opening(ctx: RequestContext, study: StudyCode, opening: Opening) -> En
             },
             restricted={"reason": opening.reason},
         )
+        tell_of_break(act, code_break_id, allocation.site_code, allocation.subject_id)
         return EnteredOpening(code_break_id, opening.kit_code, allocation.subject_id, opening.opened_at)
 
-    return audited(ctx, Action.ENTER_OPENING, work, study=study, answer_type=EnteredOpening)
+    entered = audited(ctx, Action.ENTER_OPENING, work, study=study, answer_type=EnteredOpening)
+    wake_sender(ctx.deployment)
+    return entered
 
 
 # -- the reconciliation ------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""What the service does by itself, under its own name: checkpoints, comparison with the sinks, counted noise, envelopes' files."""
+"""What the service does by itself, under its own name: checkpoints, comparison with the sinks, noise, envelopes' files, notices."""
 
 import base64
+from datetime import timedelta
 from threading import Event, Thread
 from typing import Final
 
@@ -13,6 +14,7 @@ from app.services.checkpoints import INTERVAL
 from app.services.context import Deployment
 from app.services.enveloping import look_after_envelopes, write_envelopes
 from app.services.handovers import take_in_signing_keys
+from app.services.outbox import send_notices
 from app.services.witnessing import WitnessKeeper, wait_for_work
 from app.storage.database import AlreadyThere, CommitUncertain, TryAgain
 
@@ -20,7 +22,9 @@ _log: Final = structlog.get_logger("snose.keeper")
 _PASSING: Final = (SnoseError, TryAgain, AlreadyThere, CommitUncertain)
 """What the next round may not meet again."""
 _BREATH: Final = 0.2
-"""Seconds between the making of an envelope and the writing, so that others come to it and one look serves all."""
+"""Seconds between the making of an envelope or a notice and its writing or sending, so that one look serves all that come to it."""
+_GRACE: Final = 3.0
+"""Seconds that the end of the service waits for a notice that is being sent."""
 
 
 class Keeper:
@@ -35,6 +39,8 @@ class Keeper:
         self._witness_thread = Thread(target=self._run_witness, name="witness", daemon=True)
         # Apart too: the folder of the envelopes may be on a disk that takes its time.
         self._envelope_thread = Thread(target=self._run_envelopes, name="envelopes", daemon=True)
+        # And apart: whoever is sent a notice may take their time, or be no friend of ours.
+        self._notice_thread = Thread(target=self._run_notices, name="notices", daemon=True)
 
     def start(self) -> None:
         """Begin."""
@@ -44,6 +50,7 @@ class Keeper:
             # What the process before this one has left.
             self._deployment.desk.wanted.set()
         self._envelope_thread.start()
+        self._notice_thread.start()
 
     def stop(self) -> None:
         """End, with a last round, so that a graceful stop leaves everything under a checkpoint, and that before the witness."""
@@ -51,9 +58,12 @@ class Keeper:
         self._deployment.checkpoints.published.set()
         if self._deployment.desk is not None:
             self._deployment.desk.wanted.set()
+        self._deployment.office.wanted.set()
         self._thread.join()
         self._witness_thread.join()
         self._envelope_thread.join()
+        # Whoever answers slowly does not delay the end: what was being sent is sent again later.
+        self._notice_thread.join(_GRACE)
         self.round()
         self.witness_round()
         self.envelope_round()
@@ -75,6 +85,23 @@ class Keeper:
                 # The last round is that of the stop.
                 return
             self.envelope_round()
+
+    def _run_notices(self) -> None:
+        wanted, pause = self._deployment.office.wanted, INTERVAL
+        while True:
+            wanted.wait(pause.total_seconds())
+            wanted.clear()
+            if self._stopped.wait(_BREATH):
+                return
+            pause = self.notice_round()
+
+    def notice_round(self) -> timedelta:
+        """Send the notices that are due and return when to look again; what hinders it waits for the next round."""
+        try:
+            return send_notices(self._deployment, self._stopped, INTERVAL)
+        except _PASSING as error:
+            _log.warning("round failed", step="notices", kind=type(error).__name__)
+            return INTERVAL
 
     def envelope_round(self) -> None:
         """Write the files of the envelopes that wait, and look for those that were written; what hinders it waits for the next."""

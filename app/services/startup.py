@@ -18,10 +18,12 @@ from app.services.commitments import CommitmentKeeper
 from app.services.context import Clock, Deployment, Limits, SystemEntropy, system_clock
 from app.services.desk import EmergencyDesk
 from app.services.noise import NoiseMeter
+from app.services.postoffice import PostOffice
 from app.services.witnessing import WitnessKeeper
 from app.storage import keys, migrate, studies
 from app.storage.database import Database
 from app.storage.keys import DeploymentRecord, SigningKeyRecord
+from app.storage.mail_client import MailClient
 from app.storage.sink import FileSink
 from app.storage.witness_client import WitnessClient
 
@@ -43,6 +45,8 @@ class Surroundings:
     """The witness of the logs, and its verification key."""
     desk: EmergencyDesk | None = None
     """The emergency desk, where code-break envelopes are made."""
+    mail: MailClient | None = None
+    """The mail server by which notices leave, where one is named."""
 
 
 def create_deployment(around: Surroundings, mode: Mode, *, is_demo: bool = False) -> DeploymentRecord:
@@ -146,4 +150,5 @@ def unseal(around: Surroundings, mode: Mode) -> Deployment:
         limits=around.limits,
         witness=witness,
         desk=around.desk,
+        office=PostOffice(around.mail),
     )

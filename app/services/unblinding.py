@@ -41,6 +41,7 @@ from app.services.audited import Act, Receipt, Unfinished, audited
 from app.services.context import RequestContext
 from app.services.evidence import safety_context
 from app.services.final_package import FinalPackage
+from app.services.outbox import tell_of_break, wake_sender
 from app.services.treatments import Shown, contact_when_unavailable, open_kit_of_nobody, open_subject
 from app.storage import allocations, dual_control, kits, unblinding
 from app.storage.database import LOCK_TIMEOUT_MS, Transaction, TryAgain
@@ -106,6 +107,7 @@ def break_code(ctx: RequestContext, study: StudyCode, wanted: CodeBreakRequest) 
         try:
             return audited(ctx, Action.BREAK_CODE, work, study=study, on_withheld=on_withheld)
         finally:
+            wake_sender(ctx.deployment)
             if waiting.is_over:
                 _put_aside_apart(ctx)
 
@@ -200,6 +202,7 @@ def _break(act: Act, wanted: CodeBreakRequest, kit_id: UUID | None, shown: Shown
         role=cast("Role", act.decision.role),
     )
     unblinding.add_code_break(act.tx, act.study.study_id, code_break)
+    tell_of_break(act, code_break.code_break_id, shown.site_code, shown.subject_id)
     act.outcome = unblinding.AUTHORISED
     act.note(
         after={

@@ -101,6 +101,18 @@ class Transaction:
         if self.is_postgresql:
             self.execute(text("SELECT pg_logical_emit_message(true, 'snose', '')"))
 
+    @contextmanager
+    def dispensable(self) -> Iterator[None]:
+        """Undo, when the block raises, only what it did itself: what came before stands, and the transaction can go on."""
+        nested = self.connection.begin_nested()
+        try:
+            yield
+        except BaseException:
+            nested.rollback()
+            self.is_broken = False
+            raise
+        nested.commit()
+
     @property
     def driver_connection(self) -> Any:  # noqa: ANN401  # psycopg's or sqlite3's own, for COPY and bulk inserts
         """The driver's own connection, inside this transaction."""

@@ -49,6 +49,8 @@ CHANGEABLE: Final = {
     "kit_assignment": ("dispensed_at", "dispensed_by", "sealed_binding", "key_version"),
     "envelope": ("written_at",),
     "code_break": ("status", "narrated_at"),
+    "notice_receiver": ("removed_at", "removed_by", "disabled_at"),
+    "notice": ("failures", "next_try_at", "delivered_at", "given_up_at"),
     "safety_unblinding": ("status", "sealed_subject", "key_version"),
     "dual_control_request": ("released_at", "released_by", "sealed_statement", "key_version"),
 }

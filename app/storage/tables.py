@@ -540,6 +540,39 @@ dual_control_request = _of_study(
     PrimaryKeyConstraint("study_id", "request_id"),
 )
 
+# -- notices
+
+notice_receiver = _of_study(
+    "notice_receiver",
+    _id("receiver_id"),
+    _text("channel"),
+    _text("address"),
+    _time("added_at"),
+    _text("added_by"),
+    _time("removed_at", nullable=True),
+    _text("removed_by", nullable=True),
+    # When the receiver itself said that it wants no more (410).
+    _time("disabled_at", nullable=True),
+    PrimaryKeyConstraint("study_id", "receiver_id"),
+)
+notice = _of_study(
+    "notice",
+    _id("notice_id"),
+    _id("receiver_id"),
+    _text("body"),
+    _time("posted_at"),
+    _number("failures"),
+    _time("next_try_at"),
+    _time("delivered_at", nullable=True),
+    _time("given_up_at", nullable=True),
+    PrimaryKeyConstraint("study_id", "notice_id", "receiver_id"),
+    ForeignKeyConstraint(["study_id", "receiver_id"], ["notice_receiver.study_id", "notice_receiver.receiver_id"]),
+    Index(None, "study_id", "receiver_id"),
+)
+"""The outbox of the notices: a row for each receiver, written with what it tells of."""
+_WAITING: Final = text("delivered_at IS NULL AND given_up_at IS NULL")
+Index("ix_notice_waiting", notice.c.next_try_at, postgresql_where=_WAITING, sqlite_where=_WAITING)
+
 # -- answers and the trail (no foreign key: the service's own log stands under SERVICE_LOG)
 
 stored_answer = Table(

@@ -273,8 +273,12 @@ OF_A_STUDY: Final = re.compile(
 )
 FORBIDDEN: Final = (
     ("an advisory lock, which poolers and distributed engines do not know", re.compile("advisory", re.IGNORECASE)),
-    # A rotation takes what lies under an older key, in whatever order; slots are handed out in theirs (rule C5).
-    ("SKIP LOCKED outside of a rotation", re.compile(r"^(?!.*key_version < ).*SKIP LOCKED", re.IGNORECASE | re.DOTALL)),
+    # A rotation takes what lies under an older key, and the outbox what is due, in whatever order; slots are handed out in theirs
+    # (rule C5).
+    (
+        "SKIP LOCKED outside of a rotation and the outbox",
+        re.compile(r"^(?!.*key_version < |.*FOR NO KEY UPDATE OF notice ).*SKIP LOCKED", re.IGNORECASE | re.DOTALL),
+    ),
     ("state of a session", re.compile(r"^\s*(SET (?!LOCAL)|LISTEN|NOTIFY|PREPARE|DISCARD|CREATE TEMP)", re.IGNORECASE)),
     ("a number out of a sequence", re.compile("nextval|currval|lastval", re.IGNORECASE)),
     ("a lock on a whole table", re.compile(r"^\s*LOCK ", re.IGNORECASE)),

@@ -128,6 +128,9 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
     "release_sheets": SUPPLY,
     "enter_opening": STUDY_ADMIN | SAFETY,
     "read_envelopes": STUDY_ADMIN | PHARMACIST | SAFETY | {Role.MONITOR, Role.INSPECTOR},
+    "add_contact": STUDY_ADMIN,
+    "list_contacts": STUDY_ADMIN | {Role.MONITOR, Role.INSPECTOR},
+    "remove_contact": STUDY_ADMIN,
     "unblind_for_safety": SAFETY,
     "list_safety_unblindings": SAFETY,
     "request_final_unblinding": STATISTICIAN,
@@ -254,6 +257,7 @@ class Cast:
             client_id="client-nobody",
             key_id="A" * 43,
             fingerprint="0" * 16,
+            contact_id="00000000-0000-4000-8000-000000000000",
             grant_id="00000000-0000-4000-8000-000000000000",
             index="0",
         )

@@ -89,6 +89,7 @@ class WholePlay(Play):
         self.unblind_some()
         self.unblind_more()
         self.open_an_envelope()
+        self.have_somebody_told()
         self.administer()
         self.misuse_lists()
         self.pack_and_import()
@@ -141,6 +142,16 @@ class WholePlay(Play):
         self.tell(self.who(Role.MONITOR), "GET", f"{self.study}/envelopes")
         keeper.envelope_round()
         self.tell(self.who(Role.PHARMACIST), "GET", f"{self.study}/envelopes")
+
+    def have_somebody_told(self) -> None:
+        """Have somebody of the sponsor told of code breaks, look, and take the name off the list again."""
+        admin, contacts = self.who(Role.STUDY_ADMIN), f"{self.study}/contacts"
+        for _ in range(2):
+            self.tell(admin, "POST", contacts, {"email": "safety@sponsor.example.org"})
+        self.tell(self.who(Role.MONITOR), "GET", contacts)
+        self.tell(admin, "GET", contacts)
+        added = self.ask(admin, "POST", contacts, {"email": "backup@sponsor.example.org"})
+        self.tell(admin, "DELETE", f"{contacts}/{added.json()['contact_id']}")
 
     def read_restricted(self, who: Person, action: Action) -> None:
         """Have somebody open the restricted part of the first entry of an action."""

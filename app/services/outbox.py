@@ -1,0 +1,140 @@
+"""The outbox of notices: a row for each receiver in the transaction of what it tells of, sent by a thread of the keeper (EUB-12).
+
+An act writes rows and waits for nobody; whatever hinders the sending hinders no code break. Each notice is sent at least once: one
+that was sent by a process that died before it could say so is sent again, under the same id, by which a receiver knows it.
+"""
+
+import json
+from datetime import datetime, timedelta
+from email.message import EmailMessage
+from email.utils import format_datetime
+from threading import Event
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from app.domain.notices import Notice, Topic, mail_subject, mail_text, next_try_at
+from app.domain.words import SiteCode, SubjectId
+from app.errors import DatabaseUnavailable, IntegrityBroken
+from app.services.audited import Act, enter_by_service
+from app.services.context import Deployment
+from app.storage import notices, studies
+from app.storage.database import AlreadyThere, Transaction
+from app.storage.delivery import NotDelivered
+from app.storage.notices import DueNotice
+
+LEASE: Final = timedelta(minutes=2)
+"""How long whoever has claimed a notice keeps it from others: longer than any sending takes."""
+GIVEN_UP: Final = "notice:give_up"
+"""The action of the entry, the service's own."""
+_A_MOMENT: Final = timedelta(seconds=1)
+
+_log: Final = structlog.get_logger("snose.outbox")
+
+
+def tell_of_break(act: Act, code_break_id: UUID, site_code: SiteCode | None, subject_id: SubjectId | None) -> None:
+    """Put into the outbox, in this transaction, that a code was broken; nothing of what it showed, nor why (BLD-14).
+
+    An outbox that cannot be written stands before no treatment: that is told in the service's output and in the entry (rule D6).
+    """
+    deployment, study = act.deployment, act.study
+    notice = Notice(Topic.CODE_BREAK, act.now, study.study_code, deployment.mode, site_code, subject_id, code_break_id)
+    try:
+        with act.tx.dispensable():
+            notices.add_notice(act.tx, study.study_id, deployment.new_id(), notice.body(), act.now)
+    except (DatabaseUnavailable, IntegrityBroken) as error:
+        _log.error("notice not written", request_id=act.ctx.request_id, kind=type(error).__name__)
+        act.note(after={**(act.after or {}), "notice": "not_written"})
+
+
+def wake_sender(deployment: Deployment) -> None:
+    """Have notices that are committed sent in a moment, and not with the next round only."""
+    deployment.office.wanted.set()
+
+
+# -- the sending -------------------------------------------------------------------------------------------------------
+
+
+def send_notices(deployment: Deployment, stopped: Event, longest: timedelta) -> timedelta:
+    """Send every notice that is due, one after the other, and return how long there is nothing more to do, at most ``longest``.
+
+    Each is claimed, sent outside of any transaction, and what became of it is recorded: on SQLite nobody waits meanwhile.
+    """
+    while not stopped.is_set():
+        with deployment.database.transaction() as tx:
+            next_at = notices.find_next_try(tx)
+            if next_at is None:
+                return longest
+            now = deployment.clock()
+            due = notices.claim_due(tx, now, now + LEASE) if next_at <= now else None
+        if due is None:
+            # Not yet, or another worker has it.
+            return min(max(next_at - now, _A_MOMENT), longest)
+        _send(deployment, due)
+    return longest
+
+
+def _send(deployment: Deployment, due: DueNotice) -> None:
+    if not due.is_wanted:
+        _give_up(deployment, due, "removed")
+        return
+    try:
+        _mail(deployment, due)
+    except NotDelivered as error:
+        _log.warning("notice not delivered", notice=str(due.notice_id), trouble=str(error))
+        _put_off(deployment, due, error)
+        return
+    with deployment.database.transaction() as tx:
+        notices.record_delivered(tx, due, deployment.clock())
+
+
+def _put_off(deployment: Deployment, due: DueNotice, error: NotDelivered) -> None:
+    """Have it tried again later, or given up."""
+    again_at = next_try_at(due.failures + 1, deployment.clock(), deployment.entropy.draw("jitter", 2))
+    if again_at is None:
+        _give_up(deployment, due, str(error))
+        return
+    with deployment.database.transaction() as tx:
+        notices.record_failure(tx, due, again_at)
+
+
+def _give_up(deployment: Deployment, due: DueNotice, trouble: str) -> None:
+    """Try it no more, and enter that (the dead letter stays in the outbox)."""
+
+    def work(tx: Transaction) -> None:
+        if not notices.record_given_up(tx, due, at):
+            raise AlreadyThere(GIVEN_UP)
+
+    at = deployment.clock()
+    with deployment.database.transaction() as tx:
+        study = studies.find_study(tx, due.study_code)
+    enter_by_service(
+        deployment,
+        GIVEN_UP,
+        study=study,
+        target={"notice_id": str(due.notice_id), "receiver_id": str(due.receiver_id)},
+        after={"channel": due.channel, "failures": due.failures + 1, "trouble": trouble},
+        work=work,
+    )
+    _log.error("notice given up", notice=str(due.notice_id), trouble=trouble)
+
+
+def _mail(deployment: Deployment, due: DueNotice) -> None:
+    """Send a notice to a person; raise ``NotDelivered``."""
+    client = deployment.office.mail
+    if client is None:
+        message = "no_mail_server"
+        raise NotDelivered(message)
+    told = json.loads(due.body)
+    mail = EmailMessage()
+    mail["From"] = client.sender
+    mail["To"] = due.address
+    mail["Subject"] = mail_subject(told["type"], due.study_code, deployment.mode)
+    mail["Date"] = format_datetime(datetime.fromisoformat(told["timestamp"]))
+    # The same at every try, so that a mailbox may show it once.
+    mail["Message-ID"] = f"<{due.notice_id}.{due.receiver_id}@{client.sender.rpartition('@')[2]}>"
+    mail["Auto-Submitted"] = "auto-generated"
+    # Printable ASCII on the way, whatever letters a subject's identifier has.
+    mail.set_content(mail_text(told["type"], told["timestamp"], told["data"]), cte="quoted-printable")
+    client.send(mail)
