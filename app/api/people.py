@@ -30,7 +30,8 @@ from app.domain.words import Action, Role, SiteCode, StudyCode, Username
 from app.errors import WrongCredentials
 from app.services import people
 from app.services.context import RequestContext
-from app.services.people import ASSERTION_TYPE, Holder, SignedIn
+from app.services.people import ASSERTION_TYPE, Holder
+from app.services.sessions import SignedIn
 
 door = Door("People and clients")
 token_door = Door("People and clients", prefix="")
