@@ -34,6 +34,7 @@ SERVICE_WIDE: Final[Mapping[str, str]] = {
     "signing_key": "signs the logs of every study",
     "principal": "a person works in many studies under one name",
     "credential": "of a person, not of a study",
+    "passkey": "of a person, who may work in many studies",
     "former_secret": "of a machine client, which may work in many studies",
     "client_key": "the same",
     "used_assertion": "of a machine client, before it is known for what it asks",
