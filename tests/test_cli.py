@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,23 +10,9 @@ import pytest
 
 from app.domain.words import Role
 from app.sealing.providers import KeyFileProvider
+from tests.commands import snose, snose_anew
 
-ROOT: Final = Path(__file__).parent.parent
 SUBJECTS: Final = 12
-
-
-def snose(folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run the command as an operator does, in a folder that holds nothing of ours."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SNOSE_")}
-    return subprocess.run(
-        [sys.executable, "-m", "app.cli", *arguments],
-        cwd=folder,
-        env={**inherited, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
 
 
 class TestDemo:
@@ -48,7 +33,7 @@ class TestDemo:
         arguments = ["demo", "--exit", "--json", "--subjects", str(SUBJECTS)]
         if database_kind == "postgresql":
             arguments += ["--database", database_url]
-        told = self.check(snose(tmp_path, *arguments))
+        told = self.check(snose_anew(tmp_path, *arguments))
         assert told["study_code"] == "NCT03033277"
         roles = [role for person in told["people"] for role in person["roles"]]
         assert sorted(roles) == sorted(role.value for role in Role if role is not Role.EDC_CLIENT)
@@ -61,14 +46,14 @@ class TestDemo:
     def check_in_folder_of_others(self, folder: Path, arguments: list[str]) -> None:
         """Once more over an earlier demo's database, in a folder that keeps its files and the demo's own. [api.md: --data]"""
         (folder / "mine.txt").write_text("mine")
-        self.check(snose(folder, *arguments, "--data", str(folder)))
+        self.check(snose_anew(folder, *arguments, "--data", str(folder)))
         assert (folder / "mine.txt").read_text() == "mine"
         package = folder / "snose-demo-final-package.zip"
-        assert snose(folder, "verify", "package", str(package)).returncode == 0
+        assert snose_anew(folder, "verify", "package", str(package)).returncode == 0
         content = bytearray(package.read_bytes())
         content[len(content) // 2] ^= 1
         package.write_bytes(bytes(content))
-        assert snose(folder, "verify", "package", str(package)).returncode == 1
+        assert snose_anew(folder, "verify", "package", str(package)).returncode == 1
 
     def test_database_of_others(self, migrated_database_url: str, tmp_path: Path) -> None:
         """A database that holds anything but an earlier demo is refused and not touched. [api.md: --database]"""

@@ -12,7 +12,8 @@ from typer.testing import CliRunner, Result
 from app.cli import command
 from app.settings import Settings
 from app.storage.database import Database
-from tests.test_cli import INIT, operator, snose
+from tests.commands import snose
+from tests.test_cli import INIT, operator
 
 
 def deployed(folder: Path, url: str) -> dict[str, str]:
