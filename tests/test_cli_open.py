@@ -15,6 +15,7 @@ from app.errors import SealBroken, UnsafeSetting
 from app.sealing.recipients import encrypt_to, key_text
 from app.services.consignments import packing_list_info
 from app.services.envelopes import sheets_info
+from app.services.interim import interim_info
 from app.services.unblinding import final_package_info
 
 STUDY: Final = StudyCode("NCT03033277")
@@ -23,6 +24,7 @@ CONTENT: Final = b"for the recipient alone"
 SENT: Final[dict[str, bytes]] = {
     "final package": final_package_info(STUDY),
     "packing list": packing_list_info(STUDY, CONSIGNMENT),
+    "interim package": interim_info(STUDY),
     "sheets": sheets_info(STUDY, CONSIGNMENT),
 }
 
@@ -52,7 +54,7 @@ def opened(file: Path, *more: str, study: str = STUDY) -> Result:
 @pytest.mark.parametrize("what", SENT)
 def test_its_recipient(received: Callable[[str], Path], what: str) -> None:
     """A final package by its study; a packing list or sheets by study and consignment. [BLD-11, CUS-08]"""
-    more = [] if what == "final package" else ["--consignment", CONSIGNMENT]
+    more = [] if what.endswith("package") else ["--consignment", CONSIGNMENT]
     finished = opened(received(what), *more, "--json")
     assert finished.exit_code == 0, finished.output
     out = Path(json.loads(finished.stdout)["opened"])

@@ -49,6 +49,7 @@ REVEALING: Final = frozenset(
         Action.OPEN_FOR_THIRD_PARTY,
         Action.RELEASE_PACKING_LIST,
         Action.RELEASE_SHEETS,
+        Action.RELEASE_INTERIM,
         Action.RELEASE_FINAL_UNBLINDING,
         Action.READ_PREPARATION,
         Action.READ_RESTRICTED,
@@ -112,6 +113,7 @@ HONOURING_KEY: Final = frozenset(
         Action.REQUEST_THIRD_PARTY,
         Action.ADD_CONTACT,
         Action.ENTER_OPENING,
+        Action.REQUEST_INTERIM,
         Action.REQUEST_FINAL_UNBLINDING,
     }
 )

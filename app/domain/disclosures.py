@@ -53,6 +53,7 @@ REVEALING: Final = frozenset(
         Action.OPEN_FOR_THIRD_PARTY,
         Action.READ_PREPARATION,
         Action.RELEASE_PACKING_LIST,
+        Action.RELEASE_INTERIM,
         Action.RELEASE_FINAL_UNBLINDING,
     }
 )
@@ -107,6 +108,9 @@ _OPENED: Final[Mapping[str, Told]] = {
     ),
     Action.RELEASE_SHEETS: Told(
         Learnt.SEALED, "received the codes of the code-break envelopes, which open none without the desk's key"
+    ),
+    Action.RELEASE_INTERIM: Told(
+        Learnt.TREATMENT, "released an interim package, which tells the treatment of everybody up to its data cut"
     ),
     Action.RELEASE_FINAL_UNBLINDING: Told(
         Learnt.TREATMENT, "received the final package, which tells the treatment of every subject"

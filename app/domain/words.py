@@ -248,6 +248,9 @@ class Action(StrEnum):
     REQUEST_THIRD_PARTY = "third_party_unblinding:request"
     OPEN_FOR_THIRD_PARTY = "third_party_unblinding:open"
     READ_THIRD_PARTY = "third_party_unblinding:list"
+    REQUEST_INTERIM = "interim_unblinding:request"
+    RELEASE_INTERIM = "interim_unblinding:release"
+    READ_INTERIMS = "interim_unblinding:list"
     REQUEST_FINAL_UNBLINDING = "final_unblinding:request"
     RELEASE_FINAL_UNBLINDING = "final_unblinding:release"
     # notices

@@ -7,6 +7,7 @@ were this subject's, and nobody else is: for all others every subject's report n
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from itertools import chain
 from typing import Any, Final
 from uuid import UUID
@@ -77,6 +78,7 @@ class _Subject:
     """What decides whether an act on many concerned this subject."""
 
     key: SubjectKey
+    allocated_at: datetime
     kit_codes: frozenset[str]
     consignment_codes: frozenset[str]
 
@@ -97,6 +99,7 @@ def read_disclosures(
         given = [one.kit for one in kits.list_assignments(act.tx, study_id, key)]
         about = _Subject(
             key,
+            allocation.allocated_at,
             frozenset(kit.kit_code for kit in given),
             frozenset(kit.consignment_code for kit in given),
         )
@@ -239,6 +242,9 @@ def _concerns(body: Mapping[str, Any], about: _Subject, whose: SubjectKey | None
     action, target = body["action"], body["target"] or {}
     if action == Action.UNBLIND_FOR_SAFETY:
         return whose in (None, about.key)
+    if action == Action.RELEASE_INTERIM and "data_cut_at" in (body["after"] or {}):
+        # Who was allocated after the cut is not in the package.
+        return about.allocated_at <= datetime.fromisoformat(body["after"]["data_cut_at"])
     if "consignment_code" in target:
         return target["consignment_code"] in about.consignment_codes
     if action == Action.BREAK_CODE:

@@ -361,7 +361,7 @@ class _Table:
                 " ".join(kit["kit_code"] for kit in row["kits"]),
                 row["allocated_at"],
             )
-            writer.writerow(map(_harmless, cells))
+            writer.writerow(map(harmless, cells))
             yield row
 
     def content(self) -> bytes:
@@ -369,6 +369,6 @@ class _Table:
         return self.text.getvalue().encode()
 
 
-def _harmless(cell: str) -> str:
+def harmless(cell: str) -> str:
     """Return a cell that no spreadsheet takes for a formula."""
     return f"'{cell}" if cell.startswith(_FORMULA) else cell

@@ -85,7 +85,7 @@ _OF_KITS: Final = frozenset(
 )
 """What is said of kits, mostly of those that subjects had: the safety officer may know why."""
 
-_OF_STUDY: Final = frozenset({Action.SET_STUDY_STATUS, Action.REQUEST_FINAL_UNBLINDING})
+_OF_STUDY: Final = frozenset({Action.SET_STUDY_STATUS, Action.REQUEST_INTERIM, Action.REQUEST_FINAL_UNBLINDING})
 """Why a study changed its status, and that its database is locked: text that may name subjects, so the safety officer's too."""
 
 _OF_LISTS: Final = frozenset(

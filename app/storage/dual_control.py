@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import Row, and_, bindparam, insert, or_, select, update
 
 from app.domain.sealed import Sealed
 from app.errors import Missing
@@ -31,15 +31,12 @@ class DualControlRequest:
     released_by: str | None = None
 
 
-_REQUEST: Final = (
-    select(*(_r[name] for name in DualControlRequest.__dataclass_fields__))
-    .where(
-        _r.study_id == bindparam("study_id"),
-        _r.request_id == bindparam("request_id"),
-        _r.kind == bindparam("kind"),
-    )
-    .with_for_update()
-)
+_REQUESTS: Final = select(*(_r[name] for name in DualControlRequest.__dataclass_fields__))
+_REQUEST: Final = _REQUESTS.where(
+    _r.study_id == bindparam("study_id"),
+    _r.request_id == bindparam("request_id"),
+    _r.kind == bindparam("kind"),
+).with_for_update()
 
 
 def add_request(tx: Transaction, study_id: UUID, request: DualControlRequest) -> None:
@@ -55,8 +52,24 @@ def lock_request(tx: Transaction, study_id: UUID, kind: str, request_id: UUID) -
     row = tx.execute(_REQUEST, wanted).one_or_none()
     if row is None:
         raise Missing
+    return _request(row)
+
+
+def _request(row: Row[Any]) -> DualControlRequest:
     values = {name: getattr(row, name) for name in DualControlRequest.__dataclass_fields__}
     return DualControlRequest(**(values | {"sealed_statement": Sealed(row.sealed_statement)}))
+
+
+def list_requests(
+    tx: Transaction, study_id: UUID, kind: str, after: tuple[datetime, UUID] | None, until: datetime, limit: int
+) -> list[DualControlRequest]:
+    """Return the requests of a kind in the order of time, behind ``after`` and not later than ``until``."""
+    query = _REQUESTS.where(_r.study_id == study_id, _r.kind == kind, _r.requested_at <= until)
+    if after is not None:
+        at, last_id = after
+        query = query.where(or_(_r.requested_at > at, and_(_r.requested_at == at, _r.request_id > last_id)))
+    rows = tx.execute(query.order_by(_r.requested_at, _r.request_id).limit(limit))
+    return [_request(row) for row in rows]
 
 
 def record_release(tx: Transaction, study_id: UUID, request_id: UUID, at: datetime, by: str) -> None:

@@ -133,6 +133,9 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
     "remove_contact": STUDY_ADMIN,
     "unblind_for_safety": SAFETY,
     "list_safety_unblindings": SAFETY,
+    "request_interim": STATISTICIAN,
+    "release_interim": APPROVER,
+    "list_interims": STATISTICIAN | APPROVER | STUDY_ADMIN | {Role.INSPECTOR},
     "request_final_unblinding": STATISTICIAN,
     "release_final_unblinding": APPROVER,
     "read_trail": frozenset(Role)
@@ -184,6 +187,8 @@ STEP_UP: Final = frozenset(
         "release_sheets",
         "enter_opening",
         "unblind_for_safety",
+        "request_interim",
+        "release_interim",
         "request_final_unblinding",
         "release_final_unblinding",
         "read_restricted",

@@ -118,7 +118,22 @@ class WholePlay(Play):
         for who in (officer, elsewhere):
             self.prove_anew(who)
         self.ask(officer, "GET", f"{self.study}/safety-unblindings")
+        self.show_a_board()
         self.read_restricted(officer, Action.MARK_ERROR)
+
+    def show_a_board(self) -> None:
+        """Have the allocations up to now released for a board, by two people."""
+        interims, key = f"{self.study}/interim-unblinding-requests", base64.b64encode(bytes([9] + [0] * 31)).decode()
+        wanted = {"data_cut_at": self.now().isoformat(), "recipient_key": key}
+        asked = {**wanted, "board": "The board", "meaning": "interim_analysis"}
+        statistician, approver = self.who(Role.STATISTICIAN), self.who(Role.LIST_APPROVER)
+        request = self.ask(statistician, "POST", interims, asked, step_up=True).json()["request_id"]
+        release, body = f"{interims}/{request}/release", {**wanted, "meaning": "release"}
+        self.ask(approver, "POST", release, body, step_up=True)
+        self.prove_anew(approver)
+        self.tell(self.who(Role.MONITOR), "POST", interims, asked)
+        self.tell(self.who(Role.MONITOR), "POST", release, body)
+        self.tell(self.who(Role.STUDY_ADMIN), "GET", interims)
 
     def open_an_envelope(self) -> None:
         """Have the files of the envelopes written, one of them opened while nobody saw it, and another one taken away."""
