@@ -31,6 +31,7 @@ from app.api import (
     third_party,
     trail,
     unblinding,
+    unblinding_log,
 )
 from app.api.description import DescribedService
 from app.api.doors import BREAKING, Door, DoorRoute, context_of, deployment_of, study_of
@@ -58,6 +59,7 @@ DOORS: Final = (
     accidents.door,
     third_party.door,
     interim.door,
+    unblinding_log.door,
     envelopes.door,
     notices.door,
     trail.door,

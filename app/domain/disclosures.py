@@ -148,6 +148,7 @@ LISTING: Final = frozenset(
         Action.READ_WORKLIST,
         Action.READ_CODE_BREAKS,
         Action.READ_ACCIDENTS,
+        Action.READ_UNBLINDING_LOG,
         Action.READ_THIRD_PARTY,
         Action.READ_ENVELOPES,
         Action.READ_SAFETY_UNBLINDINGS,

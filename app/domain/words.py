@@ -251,6 +251,7 @@ class Action(StrEnum):
     REQUEST_INTERIM = "interim_unblinding:request"
     RELEASE_INTERIM = "interim_unblinding:release"
     READ_INTERIMS = "interim_unblinding:list"
+    READ_UNBLINDING_LOG = "unblinding_log:read"
     REQUEST_FINAL_UNBLINDING = "final_unblinding:request"
     RELEASE_FINAL_UNBLINDING = "final_unblinding:release"
     # notices

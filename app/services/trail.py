@@ -62,6 +62,7 @@ _ABOUT_SUBJECTS: Final = frozenset(
         Action.READ_ENVELOPES,
         Action.UNBLIND_FOR_SAFETY,
         Action.READ_SAFETY_UNBLINDINGS,
+        Action.READ_UNBLINDING_LOG,
         Action.READ_WORKLIST,
         Action.READ_SUBJECT_KITS,
         Action.ASSIGN_KIT,

@@ -628,6 +628,20 @@ Index(
     postgresql_where=text("subject_key IS NULL"),
     sqlite_where=text("subject_key IS NULL"),
 )
+UNBLINDING: Final = (
+    "action IN ('accidental_unblinding:record', 'code_break:create', 'envelope:enter_opening', 'final_unblinding:release', "
+    "'interim_unblinding:release', 'packing_list:release', 'preparation:read', 'safety_unblinding:create', "
+    "'third_party_unblinding:open')"
+)
+"""What can unblind; written out, because a planner recognises a partial index by its words alone."""
+Index(
+    "ix_trail_entry_unblinding",
+    trail_entry.c.study_id,
+    trail_entry.c.segment,
+    trail_entry.c.log_index,
+    postgresql_where=text(UNBLINDING),
+    sqlite_where=text(UNBLINDING),
+)
 trail_node = Table(
     "trail_node",
     metadata,

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Row, and_, or_, select, tuple_
+from sqlalchemy import Row, and_, or_, select, text, tuple_
 
 from app.domain.merkle import Frontier, Place, root_from_nodes, root_nodes
 from app.domain.sealed import Sealed
@@ -197,6 +197,24 @@ def list_entries(
     if wanted.names_no_subject:
         query = query.where(_e.subject_key.is_(None))
     rows = tx.execute(query.order_by(_e.segment, _e.log_index).limit(limit))
+    return [_entry(row) for row in rows]
+
+
+def list_unblindings(
+    tx: Transaction, study_id: UUID, after: tuple[int, int], until: tuple[int, int], limit: int
+) -> list[Entry]:
+    """Return the entries of acts that can unblind in order, those behind the place ``after`` and before ``until``."""
+    rows = tx.execute(
+        select(*_ENTRY)
+        .where(
+            _e.study_id == study_id,
+            text(tables.UNBLINDING),
+            or_(_e.segment > after[0], and_(_e.segment == after[0], _e.log_index > after[1])),
+            or_(_e.segment < until[0], and_(_e.segment == until[0], _e.log_index < until[1])),
+        )
+        .order_by(_e.segment, _e.log_index)
+        .limit(limit)
+    )
     return [_entry(row) for row in rows]
 
 

@@ -133,6 +133,8 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
     "remove_contact": STUDY_ADMIN,
     "unblind_for_safety": SAFETY,
     "list_safety_unblindings": SAFETY,
+    "read_unblinding_log": STUDY_ADMIN | {Role.INSPECTOR},
+    "export_unblinding_log": STUDY_ADMIN | {Role.INSPECTOR},
     "request_interim": STATISTICIAN,
     "release_interim": APPROVER,
     "list_interims": STATISTICIAN | APPROVER | STUDY_ADMIN | {Role.INSPECTOR},
