@@ -161,6 +161,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.EXTEND_SCHEDULE,
         Action.IMPORT_SCHEDULE,
         Action.READ_QUALITY_REPORT,
+        Action.READ_RESIDUAL,
         Action.RELEASE_PACKING_LIST,
         Action.REQUEST_INTERIM,
         Action.READ_INTERIMS,

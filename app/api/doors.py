@@ -58,6 +58,7 @@ REVEALING: Final = frozenset(
         Action.IMPORT_SCHEDULE,
         Action.READ_SCHEDULES,
         Action.READ_QUALITY_REPORT,
+        Action.READ_RESIDUAL,
         Action.READ_SAFETY_UNBLINDINGS,
         Action.READ_DISCLOSURES,
         Action.REGISTER_PERSON,

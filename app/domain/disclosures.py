@@ -101,6 +101,9 @@ _OPENED: Final[Mapping[str, Told]] = {
     Action.EXTEND_SCHEDULE: Told(Learnt.SEALED, "had a list extended under seal"),
     Action.IMPORT_SCHEDULE: Told(Learnt.TREATMENT, "brought in a list made outside, and so knows it"),
     Action.READ_QUALITY_REPORT: Told(Learnt.DESIGN, "read the quality report of a list"),
+    Action.READ_RESIDUAL: Told(
+        Learnt.DESIGN, "read what the treatments that became known tell about the rest of their blocks"
+    ),
     Action.APPROVE_SCHEDULE: Told(Learnt.SEALED, "checked and signed a list without being shown its sequence"),
     Action.CREATE_CONSIGNMENT: Told(Learnt.SEALED, "had the kits made under seal that the subject's came from"),
     Action.RELEASE_PACKING_LIST: Told(

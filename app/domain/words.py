@@ -252,6 +252,7 @@ class Action(StrEnum):
     RELEASE_INTERIM = "interim_unblinding:release"
     READ_INTERIMS = "interim_unblinding:list"
     READ_UNBLINDING_LOG = "unblinding_log:read"
+    READ_RESIDUAL = "residual_inference:read"
     REQUEST_FINAL_UNBLINDING = "final_unblinding:request"
     RELEASE_FINAL_UNBLINDING = "final_unblinding:release"
     # notices

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Row, and_, bindparam, insert, or_, select
+from sqlalchemy import Row, and_, bindparam, insert, or_, select, union
 
 from app.domain import words
 from app.domain.sealed import Sealed
@@ -74,6 +74,15 @@ class FlaggedSubject:
     flag: SubjectFlag
     subject_id: SubjectId
     site_code: SiteCode
+
+
+@dataclass(frozen=True, slots=True)
+class UsedSlot:
+    """Which slot a subject has, and not who."""
+
+    schedule_id: UUID
+    stratum_id: UUID
+    position: int
 
 
 _ADD: Final = insert(tables.allocation)
@@ -251,3 +260,35 @@ def list_unblinded(tx: Transaction, study_id: UUID, subjects: Collection[Subject
         for row in tx.execute(query):
             first[row.subject_key] = min(row.broken_at, first.get(row.subject_key, row.broken_at))
     return first
+
+
+def list_revealed_slots(tx: Transaction, study_id: UUID) -> frozenset[UsedSlot]:
+    """Return the slots of subjects whose treatment became known: by a code break, to a third party, or by accident."""
+    broken = select(_b.subject_key).where(_b.study_id == study_id, _b.subject_key.is_not(None))
+    by_kit = (
+        select(_ka.subject_key)
+        .join_from(tables.code_break, tables.kit_assignment, and_(_ka.study_id == _b.study_id, _ka.kit_id == _b.kit_id))
+        .where(_b.study_id == study_id, _b.subject_key.is_(None))
+    )
+    flagged = select(_f.subject_key).where(_f.study_id == study_id, _f.kind.in_([ACCIDENT, THIRD_PARTY_OPENING]))
+    rows = tx.execute(
+        select(_a.schedule_id, _a.stratum_id, _a.position).where(
+            _a.study_id == study_id, _a.subject_key.in_(union(broken, by_kit, flagged))
+        )
+    )
+    return frozenset(UsedSlot(row.schedule_id, row.stratum_id, row.position) for row in rows)
+
+
+def list_used_positions(
+    tx: Transaction, study_id: UUID, schedule_id: UUID, stratum_id: UUID, positions: Collection[int]
+) -> frozenset[int]:
+    """Return which of the positions of a stratum have a subject."""
+    rows = tx.execute(
+        select(_a.position).where(
+            _a.study_id == study_id,
+            _a.schedule_id == schedule_id,
+            _a.stratum_id == stratum_id,
+            _a.position.in_(list(positions)),
+        )
+    )
+    return frozenset(row.position for row in rows)

@@ -188,13 +188,21 @@ def claim_slot(tx: Transaction, study_id: UUID, stratum_code: StratumCode) -> tu
 
 def get_slot(tx: Transaction, study_id: UUID, schedule_id: UUID, stratum_id: UUID, position: int) -> SealedSlot:
     """Return a slot that an allocation names; raise ``IntegrityBroken`` when it is gone."""
+    slot = find_slot_at(tx, study_id, schedule_id, stratum_id, position)
+    if slot is None:
+        raise IntegrityBroken
+    return slot
+
+
+def find_slot_at(
+    tx: Transaction, study_id: UUID, schedule_id: UUID, stratum_id: UUID, position: int
+) -> SealedSlot | None:
+    """Return the slot at a position of a stratum, or None past its ends."""
     row = tx.execute(
         _GET_SLOT,
         {"study_id": study_id, "schedule_id": schedule_id, "stratum_id": stratum_id, "position": position},
     ).one_or_none()
-    if row is None:
-        raise IntegrityBroken
-    return _slot(row)
+    return None if row is None else _slot(row)
 
 
 def has_status(tx: Transaction, study_id: UUID, status: ScheduleStatus) -> bool:

@@ -495,7 +495,7 @@ class Play(Trial):
         yield from (f"{study}/allocations?limit=500", f"{study}/allocations?limit=5")
         yield from (f"{study}/code-breaks", f"{study}/safety-unblindings")
         yield from (f"{study}/accidental-unblindings", f"{study}/third-party-unblindings")
-        yield from (f"{study}/unblinding-log?limit=5", f"{study}/unblinding-log/export")
+        yield from (f"{study}/unblinding-log?limit=5", f"{study}/unblinding-log/export", f"{study}/residual-inference")
         for site in (self.site_code, SECOND_SITE):
             yield from (f"{study}/sites/{site}/kits?limit=500", f"{study}/sites/{site}/worklist")
         for number in subjects:

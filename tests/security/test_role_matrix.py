@@ -135,6 +135,7 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
     "list_safety_unblindings": SAFETY,
     "read_unblinding_log": STUDY_ADMIN | {Role.INSPECTOR},
     "export_unblinding_log": STUDY_ADMIN | {Role.INSPECTOR},
+    "read_residual": STATISTICIAN,
     "request_interim": STATISTICIAN,
     "release_interim": APPROVER,
     "list_interims": STATISTICIAN | APPROVER | STUDY_ADMIN | {Role.INSPECTOR},

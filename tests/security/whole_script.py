@@ -131,6 +131,7 @@ class WholePlay(Play):
         release, body = f"{interims}/{request}/release", {**wanted, "meaning": "release"}
         self.ask(approver, "POST", release, body, step_up=True)
         self.prove_anew(approver)
+        self.ask(statistician, "GET", f"{self.study}/residual-inference")
         self.tell(self.who(Role.MONITOR), "POST", interims, asked)
         self.tell(self.who(Role.MONITOR), "POST", release, body)
         self.tell(self.who(Role.STUDY_ADMIN), "GET", interims)
