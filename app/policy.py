@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from app.domain.people import Principal
+from app.domain.signatures import Meaning
 from app.domain.words import Action, Role, SiteCode, StudyCode
 from app.errors import Forbidden, Missing, NotAuthenticated, PasswordChangeRequired, StepUpRequired
 
@@ -284,6 +285,27 @@ SPENDING: Final = frozenset(
     }
 )
 """What spends the proof with its COMMIT (rule D3)."""
+
+SIGNING: Final[Mapping[Action, Meaning]] = {
+    Action.GENERATE_SCHEDULE: Meaning.AUTHORSHIP,
+    Action.EXTEND_SCHEDULE: Meaning.AUTHORSHIP,
+    Action.IMPORT_SCHEDULE: Meaning.AUTHORSHIP,
+    Action.APPROVE_SCHEDULE: Meaning.APPROVAL,
+    Action.ACTIVATE_SCHEDULE: Meaning.RESPONSIBILITY,
+    Action.ACTIVATE_SITE: Meaning.RESPONSIBILITY,
+    Action.SET_STUDY_STATUS: Meaning.RESPONSIBILITY,
+    Action.BREAK_CODE: Meaning.RESPONSIBILITY,
+    Action.ENTER_OPENING: Meaning.AUTHORSHIP,
+    Action.UNBLIND_FOR_SAFETY: Meaning.RESPONSIBILITY,
+    Action.REQUEST_FINAL_UNBLINDING: Meaning.RESPONSIBILITY,
+    Action.RELEASE_FINAL_UNBLINDING: Meaning.APPROVAL,
+    Action.RELEASE_PACKING_LIST: Meaning.APPROVAL,
+    Action.EXPORT_TRAIL: Meaning.RESPONSIBILITY,
+    Action.MARK_ERROR: Meaning.AUTHORSHIP,
+    Action.RELEASE_KIT: Meaning.RESPONSIBILITY,
+    Action.DESTROY_KIT: Meaning.RESPONSIBILITY,
+}
+"""What is signed, and what the signature means (SIG-08, SIG-09): the session and the fresh second proof are its two components."""
 
 PRIVILEGED: Final = ELEVATED | {
     Action.REGISTER_PERSON,

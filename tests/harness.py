@@ -96,6 +96,11 @@ STUDY_BODY: Final[Mapping[str, Any]] = {
 _ROOT_KEY: Final = bytes(range(32))
 
 
+def signed_as(caller: "Caller", meaning: str) -> dict[str, str]:
+    """Return what the entry of an act says of the caller's signature."""
+    return {"meaning": meaning, "printed_name": f"Person {caller.username}"}
+
+
 class TickingClock:
     """A frozen clock that ticks: each call is one millisecond later than the one before."""
 

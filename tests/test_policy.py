@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 
 from app.domain.people import HeldGrant, Principal, Proof
+from app.domain.signatures import Meaning
 from app.domain.words import UNBLINDED_ROLES, Action, Role, SiteCode, StudyCode
 from app.errors import (
     Forbidden,
@@ -16,7 +17,7 @@ from app.errors import (
     SnoseError,
     StepUpRequired,
 )
-from app.policy import ELEVATED, PERMISSIONS, PRIVILEGED, SPENDING, covered_actions, decide
+from app.policy import ELEVATED, PERMISSIONS, PRIVILEGED, SIGNING, SPENDING, covered_actions, decide
 
 NOW = datetime(2026, 11, 22, 9, 0, tzinfo=UTC)
 STUDY = StudyCode("S1")
@@ -151,6 +152,12 @@ class TestTable:
     def test_spending_and_elevated_acts_are_privileged(self) -> None:
         """What spends a proof needs one, and what needs one is answered after its checkpoint. [D3, D4]"""
         assert SPENDING <= ELEVATED <= PRIVILEGED
+
+    def test_every_signature_has_two_components_and_a_meaning(self) -> None:
+        """Nothing is signed without a fresh second proof; what it means stands in a list. [SIG-01, SIG-02, SIG-08, SIG-09]"""
+        assert SIGNING.keys() <= ELEVATED
+        assert set(SIGNING.values()) <= set(Meaning)
+        assert set(Meaning) == {"authorship", "review", "approval", "responsibility"}
 
     def test_machines_cannot_sign_or_unblind(self) -> None:
         """No step-up call is open to a machine's role. [SIG-12, USR-15]"""

@@ -14,6 +14,7 @@ from app.api.schemas import (
     Page,
     Reason,
     ReceiptRead,
+    Signed,
     SiteCodeField,
     StudyPath,
     SubjectField,
@@ -78,11 +79,11 @@ class AllocationRead(Answer):
     receipt: ReceiptRead | None
 
 
-class ErrorMarkRead(Answer):
+class ErrorMarkRead(Signed):
     """That the subject was randomized in error."""
 
     category: str
-    marked_at: str
+    marked_at: Time
     marked_by: str
 
 
@@ -125,7 +126,7 @@ class DuplicateLinkRequest(Body):
     reason: Reason
 
 
-class FlagRead(Answer):
+class FlagRead(Signed):
     """A flag that was set."""
 
     subject_id: str

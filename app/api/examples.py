@@ -109,6 +109,7 @@ _STORY: Final[Mapping[str, Any]] = {
     "SubjectKitRead.status": "assigned",
     "AssignedKitRead.status": "assigned",
     "KitStateRead.status": "quarantined",
+    "SignedKitStateRead.status": "in_stock",
     "DispensedKitRead.status": "dispensed",
     "ReplacementRequest.reason": "The vial leaks.",
     "ReasonRequest.reason": "The cold chain was broken for two hours.",

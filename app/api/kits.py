@@ -16,6 +16,7 @@ from app.api.schemas import (
     Limit,
     Page,
     Reason,
+    Signed,
     SitePath,
     StudyPath,
     SubjectField,
@@ -125,6 +126,13 @@ class KitStateRead(Answer):
     status: str
 
 
+class SignedKitStateRead(Signed):
+    """A kit after a step of the supply manager's, and who signed for it."""
+
+    kit_code: str
+    status: str
+
+
 class PreparationRead(Answer):
     """What to prepare for one subject: an unblinded answer."""
 
@@ -207,15 +215,15 @@ def report_damage(study: StudyPath, kit_code: KitPath, body: ReasonRequest, ctx:
 
 
 @door.post("/studies/{study}/kits/{kit_code}/release", Action.RELEASE_KIT)
-def release_kit(study: StudyPath, kit_code: KitPath, body: ReasonRequest, ctx: Context) -> KitStateRead:
+def release_kit(study: StudyPath, kit_code: KitPath, body: ReasonRequest, ctx: Context) -> SignedKitStateRead:
     """Release a kit from quarantine."""
-    return KitStateRead.of(kits.release_kit(ctx, StudyCode(study), KitCode(kit_code), body.reason))
+    return SignedKitStateRead.of(kits.release_kit(ctx, StudyCode(study), KitCode(kit_code), body.reason))
 
 
 @door.post("/studies/{study}/kits/{kit_code}/destruction", Action.DESTROY_KIT)
-def destroy_kit(study: StudyPath, kit_code: KitPath, body: ReasonRequest, ctx: Context) -> KitStateRead:
+def destroy_kit(study: StudyPath, kit_code: KitPath, body: ReasonRequest, ctx: Context) -> SignedKitStateRead:
     """Destroy a kit."""
-    return KitStateRead.of(kits.destroy_kit(ctx, StudyCode(study), KitCode(kit_code), body.reason))
+    return SignedKitStateRead.of(kits.destroy_kit(ctx, StudyCode(study), KitCode(kit_code), body.reason))
 
 
 @door.get("/studies/{study}/subjects/{subject}/preparation", Action.READ_PREPARATION)

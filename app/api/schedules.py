@@ -8,7 +8,20 @@ from uuid import UUID
 from pydantic import AfterValidator, Field
 
 from app.api.doors import Context, Door
-from app.api.schemas import Answer, Body, Code, Cursor, Id, IdPath, Limit, Page, Reason, SiteCodeField, StudyPath
+from app.api.schemas import (
+    Answer,
+    Body,
+    Code,
+    Cursor,
+    Id,
+    IdPath,
+    Limit,
+    Page,
+    Reason,
+    Signed,
+    SiteCodeField,
+    StudyPath,
+)
 from app.domain.imported_lists import LIST_HEADER, NUMBERED_HEADER
 from app.domain.schedules import Fill
 from app.domain.words import Action, SiteCode, StudyCode
@@ -124,7 +137,7 @@ class RejectionRequest(Body):
     reason: Reason
 
 
-class GeneratedScheduleRead(Answer):
+class GeneratedScheduleRead(Signed):
     """A list just generated."""
 
     schedule_id: ScheduleId
@@ -138,7 +151,7 @@ class GeneratedScheduleRead(Answer):
     warnings: Annotated[list[str], Field(examples=[[]])]
 
 
-class ScheduleRead(Answer):
+class ScheduleRead(Signed):
     """A list as every role of the study sees it."""
 
     schedule_id: ScheduleId
@@ -156,7 +169,7 @@ class ScheduleRead(Answer):
     activated_by: PersonName | None
 
 
-class UnblindedScheduleRead(Answer):
+class UnblindedScheduleRead(Signed):
     """A list as statistician and approver see it."""
 
     schedule_id: ScheduleId
@@ -267,9 +280,7 @@ def read_quality_report(study: StudyPath, schedule_id: IdPath, ctx: Context) -> 
 @door.post("/studies/{study}/schedules/{schedule_id}/approval", Action.APPROVE_SCHEDULE)
 def approve_schedule(study: StudyPath, schedule_id: IdPath, body: ApprovalRequest, ctx: Context) -> ScheduleRead:
     """Approve a list by signing its commitment."""
-    return ScheduleRead.of(
-        schedules.approve_schedule(ctx, StudyCode(study), UUID(schedule_id), body.commitment, body.meaning)
-    )
+    return ScheduleRead.of(schedules.approve_schedule(ctx, StudyCode(study), UUID(schedule_id), body.commitment))
 
 
 @door.post("/studies/{study}/schedules/{schedule_id}/rejection", Action.REJECT_SCHEDULE)

@@ -129,6 +129,24 @@ class ReceiptRead(Answer):
     leaf_hash: str = Field(examples=["9f2c6f0a1e"])
 
 
+class SignatureRead(Answer):
+    """Who signed a record, when and as what (21 CFR 11.50)."""
+
+    printed_name: str = Field(examples=["Dr Wang Li"])
+    username: str = Field(examples=["dr.wang"])
+    role: str = Field(examples=["investigator"])
+    signed_at: Time = Field(examples=["2026-11-22T09:14:03+00:00"])
+    meaning: str = Field(examples=["responsibility"])
+    stands: bool = Field(description="false when the record was changed since, or the signature is not the one given")
+
+
+class Signed(Answer):
+    """A record that is signed; one that was changed since counts as unsigned, and keeps its signatures."""
+
+    is_signed: bool
+    signatures: list[SignatureRead]
+
+
 class FieldFault(BaseModel):
     """One field, and what it should be."""
 

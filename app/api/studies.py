@@ -11,6 +11,7 @@ from app.api.schemas import (
     Code,
     Page,
     Reason,
+    Signed,
     SiteCodeField,
     SitePath,
     StudyCodeField,
@@ -110,7 +111,7 @@ class FactorRead(Answer):
     levels: list[LevelRead]
 
 
-class StudyRead(Answer):
+class StudyRead(Signed):
     """A study."""
 
     study_code: str
@@ -135,7 +136,7 @@ class SiteRequest(Body):
     timezone: Annotated[Text, Field(examples=["Asia/Shanghai"])]
 
 
-class SiteRead(Answer):
+class SiteRead(Signed):
     """A centre."""
 
     site_code: str

@@ -19,6 +19,7 @@ from app.api.schemas import (
     Reason,
     ReceiptRead,
     RowId,
+    Signed,
     StudyPath,
     SubjectField,
     Text,
@@ -108,7 +109,7 @@ class NarrativeRead(Answer):
     receipt: ReceiptRead | None
 
 
-class CodeBreakRecordRead(Answer):
+class CodeBreakRecordRead(Signed):
     """A line of the register; it has no field that could hold a treatment."""
 
     code_break_id: RowId
@@ -149,7 +150,7 @@ class SafetyUnblindingRead(Answer):
     receipt: ReceiptRead | None
 
 
-class SafetyRecordRead(Answer):
+class SafetyRecordRead(Signed):
     """A line of the safety officer's register, without treatment."""
 
     safety_unblinding_id: RowId
@@ -166,7 +167,7 @@ class FinalUnblindingRequest(Body):
     recipient_key: RecipientKey | None = None
 
 
-class FinalUnblindingRead(Answer):
+class FinalUnblindingRead(Signed):
     """A request that waits for a list approver."""
 
     request_id: RowId

@@ -9,6 +9,7 @@ from typing import Final
 from app.domain.contents import Binding
 from app.domain.encoding import canonical_json, encode
 from app.domain.schedules import stratum_code
+from app.domain.signatures import RecordKind, SignatureShown
 from app.domain.words import (
     Action,
     Factor,
@@ -41,6 +42,7 @@ from app.services.audited import Act, Receipt, audited
 from app.services.context import RequestContext
 from app.services.enveloping import put_by, wake_writer
 from app.services.evidence import AllocationPlace, KitAssignmentPlace, OpenedKit, open_slot, seal_binding
+from app.services.signatures import Content, sign, with_signatures
 from app.services.stock import StockDraw
 from app.storage import allocations, kits, schedules, studies, trail
 from app.storage.allocations import ACCIDENT, THIRD_PARTY_OPENING, Allocation, SubjectFlag
@@ -83,11 +85,23 @@ class Allocated:
 
 
 @dataclass(frozen=True, slots=True)
+class ErrorMark:
+    """That the subject was randomized in error, and who signed that."""
+
+    flag: SubjectFlag
+    category: str
+    marked_at: datetime
+    marked_by: str
+    is_signed: bool = False
+    signatures: tuple[SignatureShown, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Flags:
     """What was said of the allocation since."""
 
     unblinded_at: datetime | None
-    error_mark: Mapping[str, str] | None
+    error_mark: ErrorMark | None
     duplicate_of: SubjectId | None
     accidentally_unblinded_at: datetime | None
 
@@ -319,11 +333,12 @@ def _records(act: Act, found: Sequence[Allocation]) -> list[AllocationRecord]:
     flags = allocations.list_flags(act.tx, study_id, subjects)
     unblinded = allocations.list_unblinded(act.tx, study_id, subjects)
     receipts = trail.list_receipts(act.tx, study_id, Action.ALLOCATE, subjects)
+    marks = _marks(act, [flag for subject in subjects for flag in flags[subject] if flag.kind == _ERROR_MARK])
     records = []
     for allocation in found:
         key = allocation.subject_key
         latest = {flag.kind: flag for flag in flags[key]}
-        mark, correction, link = (latest.get(kind) for kind in (_ERROR_MARK, _STRATA_CORRECTION, _DUPLICATE_LINK))
+        correction, link = (latest.get(kind) for kind in (_STRATA_CORRECTION, _DUPLICATE_LINK))
         receipt = receipts.get(key)
         if key not in first_codes:
             message = "An allocation has lost its kit."
@@ -340,13 +355,7 @@ def _records(act: Act, found: Sequence[Allocation]) -> list[AllocationRecord]:
                 codes[key],
                 Flags(
                     _first_unblinded(unblinded.get(key), flags[key]),
-                    None
-                    if mark is None
-                    else {
-                        "category": mark.detail["category"],
-                        "marked_at": mark.flagged_at.isoformat(),
-                        "marked_by": mark.flagged_by,
-                    },
+                    marks.get(key),
                     None if link is None else link.detail["duplicate_of"],
                     min((_happened_at(flag) for flag in flags[key] if flag.kind == ACCIDENT), default=None),
                 ),
@@ -368,6 +377,25 @@ def _happened_at(accident: SubjectFlag) -> datetime:
     return datetime.fromisoformat(accident.detail["happened_at"])
 
 
+def _marks(act: Act, flags: Sequence[SubjectFlag]) -> dict[SubjectKey, ErrorMark]:
+    """Return the newest error mark of each subject that has one."""
+    latest = {flag.subject_key: flag for flag in flags}
+    marks = [ErrorMark(flag, flag.detail["category"], flag.flagged_at, flag.flagged_by) for flag in latest.values()]
+    signed = with_signatures(act, RecordKind.ERROR_MARK, marks, lambda mark: _signed_mark(mark.flag))
+    return {mark.flag.subject_key: mark for mark in signed}
+
+
+def _signed_mark(flag: SubjectFlag) -> tuple[str, Content]:
+    """Return what is signed of an error mark; its reason lies in the restricted part of its entry."""
+    return str(flag.flag_id), {
+        "flag_id": str(flag.flag_id),
+        "subject": flag.subject_key,
+        "category": flag.detail["category"],
+        "marked_at": flag.flagged_at.isoformat(timespec="microseconds"),
+        "marked_by": flag.flagged_by,
+    }
+
+
 # -- what went wrong: kept and flagged, never undone (rule C7)
 
 
@@ -380,6 +408,8 @@ class Flagged:
     flagged_at: datetime
     flagged_by: str
     receipt: Receipt | None = None
+    is_signed: bool = False
+    signatures: tuple[SignatureShown, ...] = ()
 
 
 def mark_error(ctx: RequestContext, study: StudyCode, subject: str, category: str, reason: str) -> Flagged:
@@ -445,6 +475,10 @@ def _flag(
         flag = SubjectFlag(act.deployment.new_id(), key, kind, kept, act.now, act.principal.name)
         allocations.add_flag(act.tx, study_id, flag)
         act.note(after=kept, restricted={"reason": reason})
-        return Flagged(allocation.subject_id, kind, act.now, act.principal.name)
+        flagged = Flagged(allocation.subject_id, kind, act.now, act.principal.name)
+        if action is not Action.MARK_ERROR:
+            return flagged
+        sign(act, RecordKind.ERROR_MARK, *_signed_mark(flag))
+        return with_signatures(act, RecordKind.ERROR_MARK, [flagged], lambda _: _signed_mark(flag))[0]
 
     return audited(ctx, action, work, study=study, answer_type=Flagged)

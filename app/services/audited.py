@@ -22,6 +22,7 @@ from app.domain.encoding import canonical_json, encode
 from app.domain.merkle import CompletedNode, Frontier, leaf_hash, restricted_hash
 from app.domain.people import Principal, Proof
 from app.domain.sealed import Column, SealContext, Sealed
+from app.domain.signatures import Meaning
 from app.domain.words import Action, Role, SiteCode, StudyCode, SubjectKey
 from app.errors import (
     AlreadyExists,
@@ -39,7 +40,9 @@ from app.errors import (
     RollbackSuspected,
     SnoseError,
     StepUpRequired,
+    TooManyAttempts,
     TrailForked,
+    WrongOneTimeCode,
     WrongPasskey,
 )
 from app.policy import Decision
@@ -125,6 +128,8 @@ class Act:
     subject_key: SubjectKey | None = None
     site_code: SiteCode | None = None
     is_entered: bool = True
+    is_signed: bool = False
+    """Whether the caller has signed the record of the act (`app.services.signatures`)."""
     claims: list[tuple[UUID, bytes, bytes]] = field(default_factory=list)
     is_claiming: bool = False
     """Whether the act waits for another one with the same key."""
@@ -142,6 +147,11 @@ class Act:
     def role(self) -> Role | None:
         """The role by which it is done: one that is held at the site of the act, where it has one."""
         return self.decision.role_at(self.site_code)
+
+    @property
+    def meaning(self) -> Meaning:
+        """What the caller's signature on the record of the act means."""
+        return policy.SIGNING[self.ctx.action]
 
     @property
     def study(self) -> StudyHead:
@@ -441,12 +451,16 @@ class _Door:
     def _done(self, work: Work[T], act: Act) -> T:
         """Return what the work returns; at a revealing door a row that cannot be what we wrote is an integrity failure (D4)."""
         try:
-            return work(act)
+            result = work(act)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             if self.action not in policy.SPENDING:
                 raise
             _log.error("unreadable row", kind=type(error).__name__, request_id=self.ctx.request_id)
             raise IntegrityBroken from None
+        if self.action in policy.SIGNING and not act.is_signed:
+            message = f"{self.action} is an act of signing, and nothing was signed"
+            raise RuntimeError(message)
+        return result
 
     def _admit(self, tx: Transaction, now: datetime) -> Decision:
         """Load who asks and what about, and ask the policy."""
@@ -554,6 +568,9 @@ class _Door:
             # Whatever an unknown caller was refused for: counted, so that nobody can flood the trail (rule E1).
             ctx.deployment.noise.count(ctx.network)
             return
+        if _is_failed_signing(self.action, error):
+            # Told at once to whoever watches the log; the entry says who it was (SIG-10).
+            _log.warning("signing refused", action=self.action, code=error.code, request_id=ctx.request_id)
         made = self.made if isinstance(error, OutcomeUnknown) and on_withheld is not None else None
         note = _Note(
             self.action,
@@ -663,6 +680,13 @@ class _Door:
             site_code=act.site_code,
         )
         self._enter_apart(note, act.head, lambda _tx: None, lambda tx: on_withheld(tx, result))
+
+
+def _is_failed_signing(action: Action, error: SnoseError) -> bool:
+    """Return whether somebody has tried to sign, and the second component was missing, old, spent or wrong."""
+    if action is Action.STEP_UP:
+        return isinstance(error, TooManyAttempts | WrongOneTimeCode)
+    return action in policy.SIGNING and isinstance(error, Forbidden | StepUpRequired)
 
 
 def _outcome_of(error: SnoseError) -> str:

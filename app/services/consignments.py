@@ -30,6 +30,7 @@ from app.domain.kits import (
 from app.domain.merkle import tiles, tree_root
 from app.domain.notes import kit_commitment_text
 from app.domain.sealed import Column, SealContext
+from app.domain.signatures import RecordKind
 from app.domain.words import (
     Action,
     ArmCode,
@@ -45,6 +46,7 @@ from app.sealing.recipients import encrypt_to
 from app.services.audited import Act, audited
 from app.services.context import RequestContext
 from app.services.evidence import kit_place, open_kit
+from app.services.signatures import request_content, sign
 from app.storage import commitments, dual_control, kits, studies
 from app.storage.dual_control import DualControlRequest
 from app.storage.kits import Consignment, NewConsignment, NewKit
@@ -316,6 +318,7 @@ def release_packing_list(
         dual_control.record_release(act.tx, act.study.study_id, request_id, act.now, act.principal.name)
         content = _packing_list(act, consignment)
         act.note(after={"kit_count": consignment.kit_count, "encrypted": request.recipient_key is not None})
+        sign(act, RecordKind.PACKING_LIST, str(request_id), request_content(request))
         name = f"packing-list-{consignment_code}.csv"
         if request.recipient_key is None:
             return PackingList(content, "text/csv; charset=utf-8", name)

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Final, cast
 from uuid import UUID
 
+from app.domain.signatures import RecordKind
 from app.domain.words import (
     Action,
     ConsignmentCode,
@@ -29,6 +30,7 @@ from app.services.audited import Act, Receipt, Unfinished, audited
 from app.services.context import Deployment, RequestContext
 from app.services.enveloping import is_overdue, sheet_code_of
 from app.services.outbox import tell_of_break, wake_sender
+from app.services.signatures import code_break_content, sign
 from app.storage import allocations, envelopes, kits, unblinding
 from app.storage.envelopes import IssuedEnvelope, OpenedEnvelope
 from app.storage.unblinding import NewCodeBreak
@@ -167,24 +169,21 @@ def enter_opening(ctx: RequestContext, study: StudyCode, opening: Opening) -> En
             message = "The opening of this envelope was entered before."
             raise AlreadyExists(message)
         code_break_id = act.deployment.new_id()
-        unblinding.add_code_break(
-            act.tx,
-            study_id,
-            NewCodeBreak(
-                code_break_id,
-                given.subject_key,
-                kit.kit_id,
-                allocation.site_code,
-                is_by_kit_code=True,
-                is_own_site=True,
-                reason_code=opening.reason_code,
-                broken_at=opening.opened_at,
-                broken_by=act.principal.name,
-                # No opening is entered but by a role.
-                role=cast("Role", act.decision.role),
-                opened_by=opening.opened_by,
-            ),
+        code_break = NewCodeBreak(
+            code_break_id,
+            given.subject_key,
+            kit.kit_id,
+            allocation.site_code,
+            is_by_kit_code=True,
+            is_own_site=True,
+            reason_code=opening.reason_code,
+            broken_at=opening.opened_at,
+            broken_by=act.principal.name,
+            # No opening is entered but by a role.
+            role=cast("Role", act.decision.role),
+            opened_by=opening.opened_by,
         )
+        unblinding.add_code_break(act.tx, study_id, code_break)
         act.note(
             target={"kit_code": opening.kit_code, "subject_id": given.subject_key},
             after={
@@ -196,6 +195,7 @@ def enter_opening(ctx: RequestContext, study: StudyCode, opening: Opening) -> En
             },
             restricted={"reason": opening.reason},
         )
+        sign(act, RecordKind.CODE_BREAK, str(code_break_id), code_break_content(code_break))
         tell_of_break(act, code_break_id, allocation.site_code, allocation.subject_id)
         return EnteredOpening(code_break_id, opening.kit_code, allocation.subject_id, opening.opened_at)
 

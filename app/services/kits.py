@@ -15,6 +15,7 @@ import structlog
 from app.domain.contents import Binding
 from app.domain.encoding import encode
 from app.domain.kits import ReplacementReason, Step, is_usable, next_status, status_after_replacement
+from app.domain.signatures import RecordKind, SignatureShown
 from app.domain.words import (
     Action,
     ArmCode,
@@ -48,6 +49,7 @@ from app.services.evidence import (
     open_assigned_kit,
     seal_binding,
 )
+from app.services.signatures import sign, with_signatures
 from app.services.stock import StockDraw, site_day
 from app.storage import allocations, kits, studies
 from app.storage.allocations import Allocation
@@ -466,6 +468,16 @@ class KitState:
     status: KitStatus
 
 
+@dataclass(frozen=True, slots=True)
+class SignedKitState:
+    """A kit after a step of the supply manager's, and who signed for it."""
+
+    kit_code: KitCode
+    status: KitStatus
+    is_signed: bool = False
+    signatures: tuple[SignatureShown, ...] = ()
+
+
 def quarantine_kit(ctx: RequestContext, study: StudyCode, kit_code: KitCode, reason: str) -> KitState:
     """Return the kit, put aside at once until the supply manager decides (KIT-05, 06)."""
     return _at_site(ctx, Action.QUARANTINE_KIT, study, kit_code, reason)
@@ -518,14 +530,14 @@ def _at_site(ctx: RequestContext, action: Action, study: StudyCode, kit_code: Ki
     return state
 
 
-def release_kit(ctx: RequestContext, study: StudyCode, kit_code: KitCode, reason: str) -> KitState:
+def release_kit(ctx: RequestContext, study: StudyCode, kit_code: KitCode, reason: str) -> SignedKitState:
     """Return the kit, out of quarantine to where it was: stock, or its subject (KIT-05).
 
     A consignment that was withdrawn stays so. Raises ``Missing``, ``IllegalTransition`` also for a kit by which a code was broken:
     somebody at the site knows its arm.
     """
 
-    def work(act: Act) -> KitState:
+    def work(act: Act) -> SignedKitState:
         kit = _any_kit(act, kit_code)
         if kits.was_broken(act.tx, act.study.study_id, kit.kit_id):
             message = "The code was broken by this kit. It can only be destroyed."
@@ -534,16 +546,16 @@ def release_kit(ctx: RequestContext, study: StudyCode, kit_code: KitCode, reason
         step = Step.RELEASE_TO_STOCK if assignment is None else Step.RELEASE_TO_SUBJECT
         return _step(act, kit, step, reason)
 
-    return audited(ctx, Action.RELEASE_KIT, work, study=study, answer_type=KitState)
+    return audited(ctx, Action.RELEASE_KIT, work, study=study, answer_type=SignedKitState)
 
 
-def destroy_kit(ctx: RequestContext, study: StudyCode, kit_code: KitCode, reason: str) -> KitState:
+def destroy_kit(ctx: RequestContext, study: StudyCode, kit_code: KitCode, reason: str) -> SignedKitState:
     """Return the kit, destroyed on the supply manager's word (KIT-12); raise ``Missing`` or ``IllegalTransition``."""
 
-    def work(act: Act) -> KitState:
+    def work(act: Act) -> SignedKitState:
         return _step(act, _any_kit(act, kit_code), Step.DESTROY, reason)
 
-    return audited(ctx, Action.DESTROY_KIT, work, study=study, answer_type=KitState)
+    return audited(ctx, Action.DESTROY_KIT, work, study=study, answer_type=SignedKitState)
 
 
 def _any_kit(act: Act, kit_code: KitCode) -> KitRow:
@@ -560,12 +572,15 @@ def _any_kit(act: Act, kit_code: KitCode) -> KitRow:
     return kit
 
 
-def _step(act: Act, kit: KitRow, step: Step, reason: str) -> KitState:
+def _step(act: Act, kit: KitRow, step: Step, reason: str) -> SignedKitState:
     # The entry names no subject: the supply manager, whose act it is, reads nothing about subjects (rule B10).
     status = next_status(kit.status, step)
     kits.record_status(act.tx, act.study.study_id, kit.kit_id, status)
     act.note(before={"status": kit.status}, after={"status": status}, restricted={"reason": reason})
-    return KitState(kit.kit_code, status)
+    kind = RecordKind.KIT_DESTRUCTION if step is Step.DESTROY else RecordKind.KIT_RELEASE
+    content = {"kit_code": kit.kit_code, "consignment_code": kit.consignment_code, "status": status}
+    sign(act, kind, str(kit.kit_id), content)
+    return with_signatures(act, kind, [SignedKitState(kit.kit_code, status)], lambda _: (str(kit.kit_id), content))[0]
 
 
 # -- preparation -----------------------------------------------------------------------------------------------------------------

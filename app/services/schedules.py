@@ -33,6 +33,7 @@ from app.domain.schedules import (
     warnings,
 )
 from app.domain.sealed import Column, SealContext
+from app.domain.signatures import RecordKind, SignatureShown
 from app.domain.words import Action, Factor, Role, ScheduleStatus, SiteCode, StratumCode, StudyCode, StudyStatus
 from app.errors import (
     CommitmentDiffers,
@@ -45,6 +46,7 @@ from app.errors import (
 from app.services import lists, pages
 from app.services.audited import Act, audited
 from app.services.context import RequestContext
+from app.services.signatures import Content, sign, with_signatures
 from app.storage import commitments, schedules, studies
 from app.storage.schedules import NewSchedule, ScheduleHead
 
@@ -53,6 +55,8 @@ _MOST_DIGITS: Final = 12
 _STRATUM_FRAME: Final = 160
 _REPORT_FRAME: Final = 16_384
 """A report is never longer than this says, whatever chance gave: what can be kept depends on the specification alone."""
+_BLINDED: Final = frozenset(ScheduleHead.__dataclass_fields__) - {"slot_count"}
+"""What of a list every role of the study may see."""
 _READS_UNBLINDED: Final = frozenset({Role.STATISTICIAN, Role.LIST_APPROVER})
 
 
@@ -97,6 +101,8 @@ class GeneratedSchedule:
     slots: int
     commitment: str
     warnings: tuple[str, ...]
+    is_signed: bool = False
+    signatures: tuple[SignatureShown, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +122,8 @@ class ScheduleSummary:
     decided_by: str | None
     activated_at: datetime | None
     activated_by: str | None
+    is_signed: bool = False
+    signatures: tuple[SignatureShown, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +145,8 @@ class UnblindedScheduleSummary:
     activated_by: str | None
     slots: int
     block_sizes: tuple[int, ...]
+    is_signed: bool = False
+    signatures: tuple[SignatureShown, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,15 +187,39 @@ class ReadQualityReport:
     earlier: tuple[EarlierList, ...]
 
 
-def _summary(head: ScheduleHead) -> ScheduleSummary:
-    return ScheduleSummary(**{name: getattr(head, name) for name in ScheduleSummary.__dataclass_fields__})
+def _summaries(act: Act, heads: Sequence[ScheduleHead]) -> list[ScheduleSummary]:
+    """Return lists as every role of the study sees them, with who signed them."""
+    blinded = [ScheduleSummary(**{name: getattr(head, name) for name in _BLINDED}) for head in heads]
+    return with_signatures(act, RecordKind.SCHEDULE, blinded, _signed_list)
 
 
-def _summary_for(act: Act, head: ScheduleHead) -> ScheduleSummary | UnblindedScheduleSummary:
-    """Return the list as the caller may know it: what the caller holds chooses the type (rule B1)."""
-    blinded = _summary(head)
+def _summary(act: Act, schedule_id: UUID) -> ScheduleSummary:
+    return _summaries(act, [schedules.get_schedule(act.tx, act.study.study_id, schedule_id)])[0]
+
+
+def _signed_list(of: ScheduleSummary) -> tuple[str, Content]:
+    """Return what is signed of a list at each of its steps; the commitment stands for its specification and every slot (SIG-04)."""
+    return str(of.schedule_id), {
+        "schedule_id": str(of.schedule_id),
+        "list_id": str(of.list_id),
+        "segment_number": of.segment_number,
+        "origin": of.origin,
+        "algorithm": of.algorithm,
+        "commitment": of.commitment,
+        "generated_at": of.generated_at.isoformat(timespec="microseconds"),
+        "generated_by": of.generated_by,
+    }
+
+
+def _as_known(act: Act, heads: Sequence[ScheduleHead]) -> list[ScheduleSummary | UnblindedScheduleSummary]:
+    """Return lists as the caller may know them: what the caller holds chooses the type (rule B1)."""
+    blinded = _summaries(act, heads)
     if not act.principal.holds(act.study.study_code) & _READS_UNBLINDED:
-        return blinded
+        return list(blinded)
+    return [_unblinded(act, head, summary) for head, summary in zip(heads, blinded, strict=True)]
+
+
+def _unblinded(act: Act, head: ScheduleHead, blinded: ScheduleSummary) -> UnblindedScheduleSummary:
     kept = commitments.get_list_commitment(act.tx, act.study.study_id, head.schedule_id)
     spec = lists.open_specification(act, head.schedule_id, kept.sealed_specification)
     known = {name: getattr(blinded, name) for name in ScheduleSummary.__dataclass_fields__}
@@ -314,7 +348,7 @@ def _make(act: Act, wanted: WantedList, segment: _Segment, sent: SentList | None
     kept = _Kept(report.document(), advice, wanted.reason)
     schedules.add_schedule(act.tx, study_id, _sealed(act, head, spec, seed + salt, kept), maker.strata)
     _note_made(act, head, spec, kept, segment.extends, sent)
-    return GeneratedSchedule(
+    generated = GeneratedSchedule(
         head.schedule_id,
         head.list_id,
         head.segment_number,
@@ -325,6 +359,9 @@ def _make(act: Act, wanted: WantedList, segment: _Segment, sent: SentList | None
         head.commitment,
         advice,
     )
+    record_id, content = _signed_list(_summary(act, head.schedule_id))
+    sign(act, RecordKind.SCHEDULE, record_id, content)
+    return with_signatures(act, RecordKind.SCHEDULE, [generated], lambda _: (record_id, content))[0]
 
 
 def _read(sent: SentList, spec: Specification, used: lists.UsedNumbers) -> ImportedList:
@@ -475,7 +512,7 @@ def list_schedules(ctx: RequestContext, study: StudyCode, limit: int, cursor: st
         if len(found) > limit:
             last_one = items[-1]
             more = pages.encode(act, [until.isoformat(), last_one.generated_at.isoformat(), str(last_one.schedule_id)])
-        return SummaryPage([_summary_for(act, head) for head in items], more)
+        return SummaryPage(_as_known(act, items), more)
 
     return audited(ctx, Action.READ_SCHEDULES, work, study=study)
 
@@ -486,7 +523,7 @@ def read_schedule(
     """Return a list as the caller may know it; raise ``Missing``."""
 
     def work(act: Act) -> ScheduleSummary | UnblindedScheduleSummary:
-        return _summary_for(act, schedules.get_schedule(act.tx, act.study.study_id, schedule_id))
+        return _as_known(act, [schedules.get_schedule(act.tx, act.study.study_id, schedule_id)])[0]
 
     return audited(ctx, Action.READ_SCHEDULES, work, study=study, target={"schedule_id": str(schedule_id)})
 
@@ -536,9 +573,7 @@ def _open_report(act: Act, schedule_id: UUID) -> _Kept:
 # -- deciding ----------------------------------------------------------------------------------------------------------
 
 
-def approve_schedule(
-    ctx: RequestContext, study: StudyCode, schedule_id: UUID, commitment: str, meaning: str
-) -> ScheduleSummary:
+def approve_schedule(ctx: RequestContext, study: StudyCode, schedule_id: UUID, commitment: str) -> ScheduleSummary:
     """Return the approved list, its commitment signed and the study's definition frozen (rules A7 to A9).
 
     Every slot is compared with what the seed gives before anything is signed (SEQ-11). Raises ``IllegalTransition``, also for a
@@ -572,11 +607,10 @@ def approve_schedule(
                 "status": ScheduleStatus.APPROVED,
                 "commitment": head.commitment,
                 "signature": note,
-                "meaning": meaning,
-                "printed_name": act.principal.display_name,
             },
         )
-        return _summary(schedules.get_schedule(act.tx, study_id, schedule_id))
+        sign(act, RecordKind.SCHEDULE, *_signed_list(_summary(act, schedule_id)))
+        return _summary(act, schedule_id)
 
     return audited(
         ctx,
@@ -601,7 +635,7 @@ def reject_schedule(ctx: RequestContext, study: StudyCode, schedule_id: UUID, re
             after={"status": ScheduleStatus.REJECTED, "commitment": head.commitment},
             restricted={"reason": reason},
         )
-        return _summary(schedules.get_schedule(act.tx, study_id, schedule_id))
+        return _summary(act, schedule_id)
 
     return audited(
         ctx,
@@ -639,7 +673,8 @@ def activate_schedule(ctx: RequestContext, study: StudyCode, schedule_id: UUID) 
             before={"status": head.status},
             after={"status": ScheduleStatus.ACTIVE, "commitment": head.commitment},
         )
-        return _summary(schedules.get_schedule(act.tx, study_id, schedule_id))
+        sign(act, RecordKind.SCHEDULE, *_signed_list(_summary(act, schedule_id)))
+        return _summary(act, schedule_id)
 
     return audited(
         ctx,

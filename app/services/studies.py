@@ -1,10 +1,11 @@
 """Register a study, add and activate its sites, open, suspend and close it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from app.domain.signatures import RecordKind, SignatureShown
 from app.domain.studies import StudyDefinition, check_definition
 from app.domain.words import (
     Action,
@@ -20,6 +21,7 @@ from app.domain.words import (
 from app.errors import Forbidden, IllegalTransition, Invalid, SiteNotReady
 from app.services.audited import Act, audited
 from app.services.context import RequestContext
+from app.services.signatures import Content, sign, with_signatures
 from app.services.stock import holds_floor
 from app.storage import people, schedules, studies
 from app.storage.studies import Definition, Site, StudyHead
@@ -41,6 +43,8 @@ class RegisteredStudy:
     stratify_by_site: bool
     backup_contact: str
     registered_at: datetime
+    is_signed: bool = False
+    signatures: tuple[SignatureShown, ...] = ()
 
 
 def _registered(mode: Mode, head: StudyHead, definition: Definition) -> RegisteredStudy:
@@ -58,6 +62,34 @@ def _registered(mode: Mode, head: StudyHead, definition: Definition) -> Register
         head.backup_contact,
         definition.registered_at,
     )
+
+
+def _signed_study(study: RegisteredStudy) -> tuple[str, Content]:
+    """Return what is signed of a study: its definition, and the status that it was given."""
+    return study.study_code, {
+        "study_code": study.study_code,
+        "title": study.title,
+        "blinding": study.blinding,
+        "mode": study.mode,
+        "status": study.status,
+        "planned_subjects": study.planned_subjects,
+        "stock_floor": study.stock_floor,
+        "arms": [asdict(arm) for arm in study.arms],
+        "factors": [asdict(factor) for factor in study.factors],
+        "stratify_by_site": study.stratify_by_site,
+        "backup_contact": study.backup_contact,
+    }
+
+
+def _signed_site(site: Site) -> tuple[str, Content]:
+    """Return what is signed of a site when it is activated."""
+    return site.site_code, {
+        "site_code": site.site_code,
+        "name": site.name,
+        "timezone": site.timezone,
+        "is_active": site.is_active,
+        "added_at": site.added_at.isoformat(timespec="microseconds"),
+    }
 
 
 def register_study(ctx: RequestContext, wanted: StudyDefinition) -> RegisteredStudy:
@@ -109,7 +141,8 @@ def read_study(ctx: RequestContext, study: StudyCode) -> RegisteredStudy:
     """Return the study's definition and status."""
 
     def work(act: Act) -> RegisteredStudy:
-        return _registered(act.deployment.mode, act.study, studies.get_definition(act.tx, act.study.study_id))
+        found = _registered(act.deployment.mode, act.study, studies.get_definition(act.tx, act.study.study_id))
+        return with_signatures(act, RecordKind.STUDY, [found], _signed_study)[0]
 
     return audited(ctx, Action.READ_STUDY, work, study=study)
 
@@ -133,7 +166,12 @@ def add_site(ctx: RequestContext, study: StudyCode, site_code: SiteCode, name: s
 
 def list_sites(ctx: RequestContext, study: StudyCode) -> Sequence[Site]:
     """Return the sites of the study."""
-    return audited(ctx, Action.LIST_SITES, lambda act: studies.list_sites(act.tx, act.study.study_id), study=study)
+
+    def work(act: Act) -> Sequence[Site]:
+        sites = studies.list_sites(act.tx, act.study.study_id)
+        return with_signatures(act, RecordKind.SITE, sites, _signed_site)
+
+    return audited(ctx, Action.LIST_SITES, work, study=study)
 
 
 def activate_site(ctx: RequestContext, study: StudyCode, site_code: SiteCode) -> Site:
@@ -160,7 +198,9 @@ def activate_site(ctx: RequestContext, study: StudyCode, site_code: SiteCode) ->
             raise IllegalTransition(message)
         studies.record_site_activation(act.tx, study_id, site_code)
         act.note(before={"is_active": False}, after={"is_active": True})
-        return Site(site.site_code, site.name, site.timezone, is_active=True, added_at=site.added_at)
+        active = replace(site, is_active=True)
+        sign(act, RecordKind.SITE, *_signed_site(active))
+        return with_signatures(act, RecordKind.SITE, [active], _signed_site)[0]
 
     return audited(ctx, Action.ACTIVATE_SITE, work, study=study, answer_type=Site)
 
@@ -193,6 +233,8 @@ def set_study_status(ctx: RequestContext, study: StudyCode, status: StudyStatus,
             act.note(after={"status": status, "closed_schedules": [str(one) for one in closed]})
         act.note(restricted={"reason": reason})
         head = studies.find_study(act.tx, study)
-        return _registered(act.deployment.mode, head or act.study, studies.get_definition(act.tx, study_id))
+        found = _registered(act.deployment.mode, head or act.study, studies.get_definition(act.tx, study_id))
+        sign(act, RecordKind.STUDY, *_signed_study(found))
+        return with_signatures(act, RecordKind.STUDY, [found], _signed_study)[0]
 
     return audited(ctx, Action.SET_STUDY_STATUS, work, study=study, answer_type=RegisteredStudy)

@@ -25,6 +25,7 @@ from app.domain.merkle import (
     restricted_hash,
 )
 from app.domain.sealed import Column, SealContext
+from app.domain.signatures import RecordKind
 from app.domain.words import Action, Role, StudyCode, SubjectKey, subject_key
 from app.errors import DatabaseUnavailable, IllegalTransition, IntegrityBroken, Invalid, Missing, RollbackSuspected
 from app.services import exports, pages
@@ -32,6 +33,7 @@ from app.services.audited import Act, Receipt, audited
 from app.services.checkpoints import LogState, body_of, check_head, check_lookup, log_name, origin_of
 from app.services.context import RequestContext
 from app.services.exports import ExportPart
+from app.services.signatures import sign
 from app.storage import studies, trail
 from app.storage.database import CommitUncertain, Transaction, TryAgain
 from app.storage.studies import StudyHead
@@ -435,6 +437,13 @@ def export_trail(ctx: RequestContext, study: StudyCode) -> Iterator[bytes]:
     """
 
     def work(act: Act) -> _Export:
+        # It has no row of its own: the request is what its entry names it by.
+        exported = {
+            "study_code": study,
+            "exported_at": act.now.isoformat(timespec="microseconds"),
+            "exported_by": act.principal.name,
+        }
+        sign(act, RecordKind.TRAIL_EXPORT, ctx.request_id, exported)
         return _Export(act.study)
 
     export = audited(ctx, Action.EXPORT_TRAIL, work, study=study)

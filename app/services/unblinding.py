@@ -14,6 +14,7 @@ import structlog
 
 from app.domain.kits import STEPS, Step
 from app.domain.sealed import Column, SealContext
+from app.domain.signatures import RecordKind, SignatureShown
 from app.domain.words import (
     Action,
     ArmCode,
@@ -42,6 +43,7 @@ from app.services.context import RequestContext
 from app.services.evidence import safety_context
 from app.services.final_package import FinalPackage
 from app.services.outbox import tell_of_break, wake_sender
+from app.services.signatures import Content, code_break_content, request_content, sign, with_signatures
 from app.services.treatments import Shown, contact_when_unavailable, open_kit_of_nobody, open_subject
 from app.storage import allocations, dual_control, kits, unblinding
 from app.storage.database import LOCK_TIMEOUT_MS, Transaction, TryAgain
@@ -218,6 +220,7 @@ def _break(act: Act, wanted: CodeBreakRequest, kit_id: UUID | None, shown: Shown
         },
         restricted={"requested_by": wanted.requested_by} if wanted.requested_by else None,
     )
+    sign(act, RecordKind.CODE_BREAK, str(code_break.code_break_id), code_break_content(code_break))
     return CodeBreak(
         code_break.code_break_id, shown.subject_id, shown.arm_code, shown.treatment, shown.kit_codes, act.now
     )
@@ -271,9 +274,13 @@ def list_code_breaks(ctx: RequestContext, study: StudyCode, limit: int, cursor: 
         following = None
         if len(found) > limit:
             following = pages.cursor_in_time(act, items[-1].broken_at, items[-1].code_break_id, until)
-        return CodeBreakPage(items, following)
+        return CodeBreakPage(with_signatures(act, RecordKind.CODE_BREAK, items, _signed_break), following)
 
     return audited(ctx, Action.READ_CODE_BREAKS, work, study=study)
+
+
+def _signed_break(record: CodeBreakRecord) -> tuple[str, Content]:
+    return str(record.code_break_id), code_break_content(record.code_break)
 
 
 # -- safety ------------------------------------------------------------------------------------------------------------
@@ -319,6 +326,12 @@ def unblind_for_safety(ctx: RequestContext, study: StudyCode, subject_id: str, r
                 after={"safety_unblinding_id": str(unblinding_id)},
                 restricted={"subject_id": allocation.subject_key, "reason": reason},
             )
+            sign(
+                act,
+                RecordKind.SAFETY_UNBLINDING,
+                str(unblinding_id),
+                _safety_content(unblinding_id, act.now, act.principal.name),
+            )
             return SafetyReveal(
                 unblinding_id, shown.subject_id, shown.arm_code, shown.treatment, shown.kit_codes, act.now
             )
@@ -338,6 +351,22 @@ class SafetyRecord:
     status: str
     unblinded_at: datetime
     unblinded_by: str
+    is_signed: bool = False
+    signatures: tuple[SignatureShown, ...] = ()
+
+
+def _safety_content(unblinding_id: UUID, at: datetime, by: str) -> Content:
+    """Return what is signed of a safety unblinding; its subject is bound to it by its seal, and known to few (rule E3)."""
+    return {
+        "safety_unblinding_id": str(unblinding_id),
+        "unblinded_at": at.isoformat(timespec="microseconds"),
+        "unblinded_by": by,
+    }
+
+
+def _signed_safety(record: SafetyRecord) -> tuple[str, Content]:
+    content = _safety_content(record.safety_unblinding_id, record.unblinded_at, record.unblinded_by)
+    return str(record.safety_unblinding_id), content
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,7 +387,8 @@ def list_safety_unblindings(ctx: RequestContext, study: StudyCode, limit: int, c
         following = None
         if len(found) > limit:
             following = pages.cursor_in_time(act, items[-1].unblinded_at, items[-1].safety_unblinding_id, until)
-        return SafetyPage([_safety_record(act, one) for one in items], following)
+        records = [_safety_record(act, one) for one in items]
+        return SafetyPage(with_signatures(act, RecordKind.SAFETY_UNBLINDING, records, _signed_safety), following)
 
     return audited(ctx, Action.READ_SAFETY_UNBLINDINGS, work, study=study)
 
@@ -390,6 +420,8 @@ class FinalRequested:
     requested_at: datetime
     requested_by: str
     receipt: Receipt | None = None
+    is_signed: bool = False
+    signatures: tuple[SignatureShown, ...] = ()
 
 
 def request_final_unblinding(
@@ -411,26 +443,26 @@ def request_final_unblinding(
         request_id = act.deployment.new_id()
         ring = act.deployment.ring
         context = SealContext(Column.REQUEST_TEXT, study, (str(request_id),))
-        dual_control.add_request(
-            act.tx,
-            act.study.study_id,
-            DualControlRequest(
-                request_id,
-                _FINAL_UNBLINDING,
-                None,
-                recipient_key,
-                ring.seal(context, database_lock_statement.encode()),
-                ring.newest_version(study),
-                act.now,
-                act.principal.name,
-            ),
+        request = DualControlRequest(
+            request_id,
+            _FINAL_UNBLINDING,
+            None,
+            recipient_key,
+            ring.seal(context, database_lock_statement.encode()),
+            ring.newest_version(study),
+            act.now,
+            act.principal.name,
         )
+        dual_control.add_request(act.tx, act.study.study_id, request)
         act.note(
             target={"request_id": str(request_id)},
             after={"encrypted": recipient_key is not None},
             restricted={"database_lock_statement": database_lock_statement},
         )
-        return FinalRequested(request_id, act.now, act.principal.name)
+        record_id, content = str(request_id), request_content(request)
+        sign(act, RecordKind.FINAL_UNBLINDING, record_id, content)
+        requested = FinalRequested(request_id, act.now, act.principal.name)
+        return with_signatures(act, RecordKind.FINAL_UNBLINDING, [requested], lambda _: (record_id, content))[0]
 
     return audited(ctx, Action.REQUEST_FINAL_UNBLINDING, work, study=study, answer_type=FinalRequested)
 
@@ -479,6 +511,7 @@ def release_final_unblinding(ctx: RequestContext, study: StudyCode, request_id: 
             raise IllegalTransition(message)
         dual_control.record_release(act.tx, study_id, request_id, act.now, act.principal.name)
         act.note(after={"requested_by": request.requested_by, "encrypted": request.recipient_key is not None})
+        sign(act, RecordKind.FINAL_UNBLINDING, str(request_id), request_content(request))
         return _Release(study, FinalPackage(act), request.recipient_key)
 
     released = audited(ctx, Action.RELEASE_FINAL_UNBLINDING, work, study=study, on_withheld=_nothing_to_mark)

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Row, bindparam, insert, select, update
 
+from app.domain.signatures import SignatureShown
 from app.domain.words import Arm, ArmCode, Factor, Level, SiteCode, StudyCode, StudyStatus
 from app.errors import AlreadyExists, Missing
 from app.storage import tables
@@ -56,8 +57,12 @@ class Site:
     timezone: str
     is_active: bool
     added_at: datetime
+    is_signed: bool = False
+    """Whether its activation was signed, and it still says what was signed; told by who reads it for people."""
+    signatures: tuple[SignatureShown, ...] = ()
 
 
+_SITE: Final = ("site_code", "name", "timezone", "is_active", "added_at")
 _HEAD: Final = select(*(_st[name] for name in StudyHead.__dataclass_fields__))
 _FIND: Final = _HEAD.where(_st.study_code == bindparam("study_code"))
 _HOLD: Final = (
@@ -200,7 +205,7 @@ def add_site(tx: Transaction, study_id: UUID, site: Site) -> None:
     try:
         tx.execute(
             insert(tables.site),
-            {"study_id": study_id} | {name: getattr(site, name) for name in Site.__dataclass_fields__},
+            {"study_id": study_id} | {name: getattr(site, name) for name in _SITE},
         )
     except AlreadyThere:
         message = f"The site {site.site_code} exists already."
@@ -215,9 +220,7 @@ def _site(row: Row[Any]) -> Site:
 def get_site(tx: Transaction, study_id: UUID, site_code: SiteCode) -> Site:
     """Return a site; raise ``Missing``."""
     row = tx.execute(
-        select(*(_si[name] for name in Site.__dataclass_fields__)).where(
-            _si.study_id == study_id, _si.site_code == site_code
-        )
+        select(*(_si[name] for name in _SITE)).where(_si.study_id == study_id, _si.site_code == site_code)
     ).one_or_none()
     if row is None:
         raise Missing
@@ -226,11 +229,7 @@ def get_site(tx: Transaction, study_id: UUID, site_code: SiteCode) -> Site:
 
 def list_sites(tx: Transaction, study_id: UUID) -> list[Site]:
     """Return the sites of a study by code."""
-    rows = tx.execute(
-        select(*(_si[name] for name in Site.__dataclass_fields__))
-        .where(_si.study_id == study_id)
-        .order_by(_si.site_code)
-    )
+    rows = tx.execute(select(*(_si[name] for name in _SITE)).where(_si.study_id == study_id).order_by(_si.site_code))
     return [_site(row) for row in rows]
 
 

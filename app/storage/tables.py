@@ -573,6 +573,27 @@ notice = _of_study(
 _WAITING: Final = text("delivered_at IS NULL AND given_up_at IS NULL")
 Index("ix_notice_waiting", notice.c.next_try_at, postgresql_where=_WAITING, sqlite_where=_WAITING)
 
+# -- signatures
+
+signature = _of_study(
+    "signature",
+    _id("signature_id"),
+    _text("record_kind"),
+    _text("record_id"),
+    Column("content_hash", LargeBinary(32), nullable=False),
+    _text("meaning"),
+    _text("printed_name"),
+    _text("username"),
+    _text("role"),
+    _time("signed_at"),
+    _id("session_id"),
+    _time("proved_at"),
+    # Of the deployment's secret: who writes into the database only cannot sign for anybody.
+    Column("mac", LargeBinary(32), nullable=False),
+    PrimaryKeyConstraint("study_id", "signature_id"),
+    Index(None, "study_id", "record_kind", "record_id"),
+)
+
 # -- answers and the trail (no foreign key: the service's own log stands under SERVICE_LOG)
 
 stored_answer = Table(

@@ -10,6 +10,7 @@ from sqlalchemy import Row, ScalarSelect, and_, case, func, insert, or_, select,
 
 from app.domain.kits import STEPS, Step
 from app.domain.sealed import Sealed
+from app.domain.signatures import SignatureShown
 from app.domain.words import (
     KitCode,
     KitStatus,
@@ -80,6 +81,10 @@ class CodeBreakRecord:
     narrated_at: datetime | None
     kind: str
     opened_by: str | None
+    code_break: NewCodeBreak
+    """As it was recorded: what was signed."""
+    is_signed: bool = False
+    signatures: tuple[SignatureShown, ...] = ()
 
 
 _GIVEN: Final = and_(_ka.study_id == _b.study_id, _ka.kit_id == _b.kit_id)
@@ -101,6 +106,8 @@ _REGISTER: Final = (
         _b.narrated_at,
         case((_b.opened_by.is_(None), SERVICE), else_=ENVELOPE).label("kind"),
         _b.opened_by,
+        _b.subject_key.label("asked_for"),
+        _b.kit_id,
     )
     .select_from(tables.code_break)
     .outerjoin(tables.kit_assignment, _GIVEN)
@@ -148,9 +155,35 @@ def list_code_breaks(
 
 
 def _code_break(row: Row[Any]) -> CodeBreakRecord:
-    values = {name: getattr(row, name) for name in CodeBreakRecord.__dataclass_fields__}
+    code_break = NewCodeBreak(
+        row.code_break_id,
+        row.asked_for,
+        row.kit_id,
+        row.site_code,
+        is_by_kit_code=row.by_kit_code,
+        is_own_site=row.own_site,
+        reason_code=ReasonCode(row.reason_code),
+        broken_at=row.broken_at,
+        broken_by=row.broken_by,
+        role=Role(row.role),
+        opened_by=row.opened_by,
+    )
     return CodeBreakRecord(
-        **(values | {"reason_code": ReasonCode(values["reason_code"]), "role": Role(values["role"])})
+        row.code_break_id,
+        row.subject_id,
+        row.kit_code,
+        row.site_code,
+        code_break.reason_code,
+        row.status,
+        row.broken_at,
+        row.broken_by,
+        code_break.role,
+        row.by_kit_code,
+        row.own_site,
+        row.narrated_at,
+        row.kind,
+        row.opened_by,
+        code_break,
     )
 
 

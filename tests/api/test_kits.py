@@ -17,7 +17,7 @@ from app.domain.words import ConsignmentCode, StudyCode
 from app.sealing.recipients import decrypt_with
 from app.services.consignments import packing_list_info
 from tests import supply
-from tests.harness import STUDY, Caller, House, SeededEntropy, expect
+from tests.harness import STUDY, Caller, House, SeededEntropy, expect, signed_as
 from tests.supply import ARMS, LATE, S, Trial
 
 ARM_WORDS = ("CONTROL", "HUCMSC", "L-CONTROL", "L-HUCMSC", "placebo", "2028-12-31")
@@ -168,7 +168,7 @@ class TestPackingList:
         assert rows[1:] == [[code, arm, f"L-{arm}", LATE] for code, arm in arms.items()]
         assert expect(trial.list_approver.post(path, step_up=True), 409)["code"] == "illegal_transition"
         entry = next(one for one in trial.entries("packing_list:release") if one["outcome"] == "done")
-        assert entry["after"] == {"kit_count": 10, "encrypted": False}
+        assert entry["after"] == {"kit_count": 10, "encrypted": False, **signed_as(trial.statistician, "approval")}
         assert not any(word in json.dumps(trial.entries("packing_list:release")) for word in ARM_WORDS)
 
     def test_encrypted_to_a_recipient(self, house: House) -> None:

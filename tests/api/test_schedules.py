@@ -31,6 +31,8 @@ BLINDED = {
     "decided_by",
     "activated_at",
     "activated_by",
+    "is_signed",
+    "signatures",
 }
 
 
@@ -69,6 +71,8 @@ class TestGenerating:
             "slots": 320,
             "commitment": made["commitment"],
             "warnings": [],
+            "is_signed": True,
+            "signatures": made["signatures"],
         }
         assert bytes.fromhex(made["commitment"]).hex() == made["commitment"]
         assert response.headers["cache-control"] == "no-store"

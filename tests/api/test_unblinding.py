@@ -19,7 +19,7 @@ from app.domain.codes import check_character
 from app.domain.words import StudyCode
 from app.sealing.recipients import decrypt_with
 from app.services.unblinding import final_package_info
-from tests.harness import STUDY, Caller, House, Json, expect
+from tests.harness import STUDY, Caller, House, Json, expect, signed_as
 from tests.running_study import TREATMENTS, RunningStudy, S, consignment, running_study, shared_running_study
 
 UNKNOWN_KIT: Final = "22222222" + check_character("22222222")
@@ -77,6 +77,7 @@ class TestBreakCode:
             "reason_code": "overdose",
             "by_kit_code": False,
             "own_site": True,
+            **signed_as(running.investigator, "responsibility"),
         }
         assert entry["restricted"] is None
 
@@ -103,6 +104,8 @@ class TestBreakCode:
                 "narrated_at": None,
                 "kind": "service",
                 "opened_by": None,
+                "is_signed": True,
+                "signatures": item["signatures"],
             }
             read = expect(caller.get(f"{S}/subjects/{subject}/allocation"), 200)
             assert read["flags"]["unblinded_at"] == answer["revealed_at"]
@@ -345,7 +348,10 @@ class TestSafety:
         expect(running.house.send("POST", SAFETY, token=token, json=body), 401)
         entry = running.house.trail(STUDY)[answer["receipt"]["log_index"]]
         assert entry["target"] is None
-        assert entry["after"] == {"safety_unblinding_id": answer["safety_unblinding_id"]}
+        assert entry["after"] == {
+            "safety_unblinding_id": answer["safety_unblinding_id"],
+            **signed_as(officer, "responsibility"),
+        }
         assert subject not in json.dumps(entry)
         part = json.dumps(running.restricted(answer["receipt"]["log_index"]))
         assert subject in part
@@ -377,6 +383,8 @@ class TestSafety:
             "status": "authorised",
             "unblinded_at": made[-1]["revealed_at"],
             "unblinded_by": officer.username,
+            "is_signed": True,
+            "signatures": items[-1]["signatures"],
         }
         seen: list[Json] = []
         cursor: dict[str, Any] = {}

@@ -72,7 +72,7 @@ class ListOffice:
 
     def approve(self, made: GeneratedSchedule, caller: Caller | None = None) -> ScheduleSummary:
         ctx = context(self.house, caller or self.approver, Action.APPROVE_SCHEDULE)
-        return schedules.approve_schedule(ctx, CODE, made.schedule_id, made.commitment, "approval")
+        return schedules.approve_schedule(ctx, CODE, made.schedule_id, made.commitment)
 
     def reject(self, made: GeneratedSchedule, reason: str = "wrong lengths") -> ScheduleSummary:
         ctx = context(self.house, self.approver, Action.REJECT_SCHEDULE)

@@ -10,7 +10,7 @@ from sqlalchemy import select, text
 
 from app.domain.words import ErrorCategory, Role
 from app.storage import tables
-from tests.harness import STUDY, Caller, House, Json, SeededEntropy, expect
+from tests.harness import STUDY, Caller, House, Json, SeededEntropy, expect, signed_as
 from tests.running_study import RunningStudy, S, execute, running_study, tampering
 
 PATH = f"{S}/allocations"
@@ -323,7 +323,7 @@ class TestFlags:
         for known in ErrorCategory:
             body = {"category": known, "reason": "canary"}
             expect(study.investigator.post(f"{S}/subjects/01-0001/error-mark", json=body, step_up=True), 201)
-            assert house.trail(STUDY)[-1]["after"] == {"category": known}
+            assert house.trail(STUDY)[-1]["after"] == {"category": known, **signed_as(study.investigator, "authorship")}
 
     def test_strata_correction(self, house: House) -> None:
         """The right values stand beside those used. [ASG-11]"""

@@ -397,6 +397,8 @@ class TestOpening:
             given["kit_code"],
         )
         assert line["broken_by"] == officer.username
+        assert [one["meaning"] for one in line["signatures"]] == ["authorship"]
+        assert line["is_signed"]
         (found,) = (one for one in report(study)["opened"] if one["kit_code"] == given["kit_code"])
         assert (found["opened_by"], found["entered_by"]) == ("A. Okafor, emergency desk", officer.username)
         again = study.study_admin.post(f"{S}/envelope-openings", json=body, step_up=True)

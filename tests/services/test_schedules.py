@@ -42,7 +42,7 @@ from app.storage import commitments, tables
 from app.storage import schedules as stored
 from app.storage.database import AlreadyThere
 from tests import harness
-from tests.harness import STUDY, House, SeededEntropy, expect
+from tests.harness import STUDY, House, SeededEntropy, expect, signed_as
 from tests.memory import remembered
 from tests.running_study import S, running_study
 from tests.services.list_builders import CODE, ListOffice, context, slots_of, wanted
@@ -140,7 +140,7 @@ class TestGenerating:
         assert seed.hex() not in repr(made)
         assert entry["action"] == "schedule:generate"
         told = {"status", "origin", "list_id", "segment_number", "extends", "algorithm", "commitment"}
-        assert entry["after"].keys() == told
+        assert entry["after"].keys() == told | {"meaning", "printed_name"}
         assert entry["restricted"] is not None
         assert (entry["target"], entry["before"]) == ({"schedule_id": str(made.schedule_id)}, None)
 
@@ -298,11 +298,14 @@ class TestItsLife:
             "status": "approved",
             "commitment": made.commitment,
             "signature": row["commitment_note"],
-            "meaning": "approval",
-            "printed_name": f"Person {office.approver.username}",
+            **signed_as(office.approver, "approval"),
         }
         assert activation["before"] == {"status": "approved"}
-        assert activation["after"] == {"status": "active", "commitment": made.commitment}
+        assert activation["after"] == {
+            "status": "active",
+            "commitment": made.commitment,
+            **signed_as(office.study_admin, "responsibility"),
+        }
 
     def test_the_definition_freezes_with_the_first_approval(self, office: ListOffice) -> None:
         """Arms and definitions stand from then on. [api]"""
@@ -325,7 +328,7 @@ class TestItsLife:
         first, second = office.generate(), office.generate(wanted(reason="another"))
         ctx = context(office.house, office.approver, Action.APPROVE_SCHEDULE)
         with pytest.raises(CommitmentDiffers):
-            schedules.approve_schedule(ctx, CODE, first.schedule_id, second.commitment, "approval")
+            schedules.approve_schedule(ctx, CODE, first.schedule_id, second.commitment)
 
     @pytest.mark.parametrize(
         ("steps", "refused"),
@@ -419,9 +422,7 @@ class TestItsLife:
         with pytest.raises(Missing):
             schedules.extend_schedule(ctx(statistician, Action.EXTEND_SCHEDULE), other, made.schedule_id, wanted())
         with pytest.raises(Missing):
-            schedules.approve_schedule(
-                ctx(approver, Action.APPROVE_SCHEDULE), other, made.schedule_id, made.commitment, "approval"
-            )
+            schedules.approve_schedule(ctx(approver, Action.APPROVE_SCHEDULE), other, made.schedule_id, made.commitment)
         with office.act() as act, pytest.raises(Missing):
             stored.get_sealed_quality_report(act.tx, uuid4(), made.schedule_id)
 
@@ -438,7 +439,11 @@ class TestClosing:
         }
         assert listed == {study.schedule_id: "closed", other: "generated"}
         entry = next(one for one in reversed(house.trail(STUDY)) if one["action"] == Action.SET_STUDY_STATUS)
-        assert entry["after"] == {"status": "closed", "closed_schedules": [study.schedule_id]}
+        assert entry["after"] == {
+            "status": "closed",
+            "closed_schedules": [study.schedule_id],
+            **signed_as(study.study_admin, "responsibility"),
+        }
         again = study.study_admin.post(f"{S}/schedules/{study.schedule_id}/activation", step_up=True)
         assert expect(again, 409)["code"] == "illegal_transition"
         extension = study.people["statistician"].post(

@@ -113,6 +113,8 @@ class TestRestrictedPart:
 
         def work(act: Act) -> Made:
             act.note(restricted={"reason": "the right one"})
+            # As far as the door knows: a list is what its maker signs.
+            act.is_signed = True
             return Made("generated")
 
         ctx = context(house, Action.GENERATE_SCHEDULE, statistician, elevated=True)

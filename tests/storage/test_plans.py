@@ -23,6 +23,7 @@ GROWING: Final = frozenset(
         "kit",
         "kit_assignment",
         "session",
+        "signature",
         "slot",
         "stored_answer",
         "subject_flag",
@@ -128,12 +129,26 @@ def test_hot_statements_go_by_an_index(trial: Trial) -> None:
     assert faults_of(database, statements) == []
 
 
+def test_signatures_are_found_by_their_record(trial: Trial) -> None:
+    """What was signed on one record, and on a page of them, is not looked for among all that was ever signed. [SIG-03]"""
+    body = {"category": "ineligible", "reason": "as it happened"}
+    expect(trial.investigator.post(f"{S}/subjects/01-0001/error-mark", json=body, step_up=True), 201)
+    database = trial.house.deployment.database
+    with sent_by(database) as statements:
+        expect(trial.investigator.get(f"{S}/subjects/01-0001/allocation"), 200)
+        expect(trial.investigator.get(f"{S}/sites"), 200)
+    asked = [one for one in statements if "FROM signature" in one[0]]
+    assert len(asked) == 2
+    assert faults_of(database, asked) == []
+
+
 @pytest.mark.parametrize(
     "planted",
     [
         "SELECT sealed FROM kit WHERE study_id = {study} AND status = 'in_stock'",
         "SELECT subject_id FROM allocation WHERE study_id = {study} AND subject_id = '01-0001'",
         "SELECT body FROM trail_entry WHERE study_id = {study} AND actor = 'nurse.li'",
+        "SELECT mac FROM signature WHERE study_id = {study} AND username = 'nurse.li'",
         "UPDATE slot SET key_version = 2 WHERE randomization_number = 'R4K7QK'",
     ],
 )
