@@ -102,6 +102,16 @@ def credential_id_of(response: Response) -> bytes:
         raise WrongPasskey from None
 
 
+def refuse_other_owner(response: Response, user_id: bytes) -> None:
+    """Raise ``WrongPasskey`` when the device says that its key is somebody else's; a device may also say nothing."""
+    try:
+        handle = response["response"].get("userHandle")
+        if handle is not None and _decoded(handle) != user_id:
+            raise WrongPasskey
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise WrongPasskey from None
+
+
 def verified_new(party: RelyingParty, response: Response, challenge: bytes) -> NewPasskey:
     """Return the key that a device has made for this challenge and this page; raise ``Invalid`` for anything else.
 

@@ -17,7 +17,7 @@ from uuid import UUID
 from app.domain.encoding import encode
 from app.domain.sealed import Column, SealContext, Sealed
 from app.errors import IntegrityBroken, PasskeysOff, WrongPasskey
-from app.identity.passkeys import RelyingParty, challenge_of, credential_id_of, verified_count
+from app.identity.passkeys import RelyingParty, challenge_of, credential_id_of, refuse_other_owner, verified_count
 from app.services.context import Deployment, RequestContext
 from app.storage import passkeys
 from app.storage.database import Transaction
@@ -89,6 +89,7 @@ def shown(  # who, what and when, and what was signed
     passkey = passkeys.find_passkey(tx, credential_id_of(response))
     if passkey is None or not _is_due(passkey, at, ctx.request_id):
         raise WrongPasskey
+    refuse_other_owner(response, passkey.principal_id.bytes)
     # What was counted by this very request, whose COMMIT went unheard, is not held against it.
     counted = passkey.sign_count if passkey.last_request != ctx.request_id else 0
     credential_id, public_key = opened_key(ctx.deployment, passkey)
