@@ -89,12 +89,12 @@ def shown(  # who, what and when, and what was signed
     passkey = passkeys.find_passkey(tx, credential_id_of(response))
     if passkey is None or not _is_due(passkey, at, ctx.request_id):
         raise WrongPasskey
-    refuse_other_owner(response, passkey.principal_id.bytes)
     # What was counted by this very request, whose COMMIT went unheard, is not held against it.
     counted = passkey.sign_count if passkey.last_request != ctx.request_id else 0
     credential_id, public_key = opened_key(ctx.deployment, passkey)
     if not hmac.compare_digest(credential_id, credential_id_of(response)):
         raise IntegrityBroken
+    refuse_other_owner(response, passkey.principal_id.bytes)
     return Shown(passkey, at, verified_count(party, response, challenge, public_key, counted))
 
 
