@@ -62,6 +62,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.READ_TRAIL,
         Action.READ_DISCLOSURES,
         Action.ADD_CONTACT,
+        Action.ADD_WEBHOOK,
         Action.READ_RECEIVERS,
         Action.REMOVE_RECEIVER,
         Action.READ_DELEGATIONS,

@@ -65,6 +65,7 @@ REVEALING: Final = frozenset(
         Action.RESET_PERSON,
         Action.REGISTER_CLIENT,
         Action.ISSUE_CLIENT_SECRET,
+        Action.ADD_WEBHOOK,
         Action.SIGN_IN,
         Action.STEP_UP,
         Action.CHALLENGE_PASSKEY,

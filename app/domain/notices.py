@@ -1,11 +1,15 @@
 """Notices after a code break: what they say, and when one that could not be delivered is tried again (EUB-12, BLD-14)."""
 
+import base64
+import hmac
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Network, ip_address
 from typing import Final
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from app.domain.encoding import canonical_json
@@ -107,3 +111,78 @@ def check_email(address: str) -> str:
         message = "An e-mail address is of the form name@example.org, in ASCII."
         raise Invalid(message, "email")
     return address
+
+
+# -- webhooks ----------------------------------------------------------------------------------------------------------
+
+_LONGEST_URL: Final = 500
+_OUTSIDE: Final = IPv6Network("2000::/3")
+_NOT_OUTSIDE: Final = tuple(
+    # Teredo and its neighbours, documentation (two), 6to4: what is in them, or comes out of them, may be anywhere.
+    IPv6Network(one)
+    for one in ("2001::/23", "2001:db8::/32", "3fff::/20", "2002::/16")
+)
+
+
+def webhook_secret(key: bytes) -> str:
+    """Return a key as its receiver gets it (Standard Webhooks)."""
+    return f"whsec_{base64.b64encode(key).decode()}"
+
+
+def webhook_headers(key: bytes, message_id: str, at: datetime, body: str) -> Mapping[str, str]:
+    """Return the headers by which a receiver knows who sends, when and what (Standard Webhooks, ``v1``)."""
+    moment = str(int(at.timestamp()))
+    mac = hmac.digest(key, f"{message_id}.{moment}.{body}".encode(), "sha256")
+    signature = f"v1,{base64.b64encode(mac).decode()}"
+    return {"webhook-id": message_id, "webhook-timestamp": moment, "webhook-signature": signature}
+
+
+def may_be_sent_to(address: str, *, may_stay_here: bool) -> bool:
+    """Return whether an address is of the public network, or of this machine where that is wanted; never one in between."""
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return False
+    if ip.is_loopback:
+        return may_stay_here
+    if isinstance(ip, IPv4Address):
+        return ip.is_global and not ip.is_multicast
+    return ip.is_global and ip in _OUTSIDE and not any(ip in network for network in _NOT_OUTSIDE)
+
+
+def check_url(url: str, *, may_stay_here: bool) -> str:
+    """Return a URL to which notices can be posted; raise ``Invalid`` for any other.
+
+    HTTPS, or plain HTTP to this machine where that is wanted. What a name turns into is looked at when something is sent.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        host, port, parts = "", None, urlsplit("")
+    is_here = may_stay_here and host in {"127.0.0.1", "::1"}
+    is_plain = all("!" <= character <= "~" for character in url) and len(url) <= _LONGEST_URL
+    if (
+        parts.scheme not in ({"https", "http"} if is_here else {"https"})
+        or not host
+        or not is_plain
+        or port == 0
+        or set("@\\#") & set(url)
+    ):
+        message = (
+            f"A webhook is https://host/path, of at most {_LONGEST_URL} characters, without user, password or fragment."
+        )
+        raise Invalid(message, "url")
+    if _is_number(host) and not may_be_sent_to(host, may_stay_here=may_stay_here):
+        message = "This address is not of the public network."
+        raise Invalid(message, "url")
+    return url
+
+
+def _is_number(host: str) -> bool:
+    """Return whether a host is an address; one that only looks like it is looked at again when it is resolved."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

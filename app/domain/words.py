@@ -257,6 +257,7 @@ class Action(StrEnum):
     RELEASE_FINAL_UNBLINDING = "final_unblinding:release"
     # notices
     ADD_CONTACT = "contact:add"
+    ADD_WEBHOOK = "webhook:add"
     READ_RECEIVERS = "receiver:list"
     REMOVE_RECEIVER = "receiver:remove"
     # trail

@@ -1,16 +1,17 @@
-"""Who is told when a code was broken: persons of the sponsor by e-mail (EUB-12). What they are told is `app.services.outbox`'s."""
+"""Who is told when a code was broken: persons of the sponsor by e-mail, machines by webhook (EUB-12, EUB-25)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from app.domain.notices import Channel, check_email
-from app.domain.words import Action, StudyCode
+from app.domain.notices import Channel, check_email, check_url, webhook_secret
+from app.domain.words import Action, Mode, StudyCode
 from app.errors import AlreadyExists, IllegalTransition
 from app.services.audited import Act, Receipt, audited
 from app.services.context import RequestContext
+from app.services.outbox import webhook_key
 from app.storage import notices
 from app.storage.notices import NewReceiver, Receiver
 
@@ -46,12 +47,43 @@ def add_contact(ctx: RequestContext, study: StudyCode, email: str) -> Contact:
     return audited(ctx, Action.ADD_CONTACT, work, study=study, answer_type=Contact)
 
 
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """A machine that is told from now on, with the secret by which it knows us. Danger: shown this once."""
+
+    webhook_id: UUID
+    url: str
+    secret: str = field(repr=False)
+    added_at: datetime
+    added_by: str
+    receipt: Receipt | None = None
+
+
+def add_webhook(ctx: RequestContext, study: StudyCode, url: str) -> Webhook:
+    """Return the new webhook; its address stands in the restricted part of the trail, its secret nowhere.
+
+    Raises ``Invalid``, ``AlreadyExists``, and ``IllegalTransition`` for a study that has its fill.
+    """
+
+    def work(act: Act) -> Webhook:
+        address = check_url(url, may_stay_here=act.deployment.mode is Mode.TEST)
+        added = _add(act, Channel.WEBHOOK, address)
+        secret = webhook_secret(webhook_key(act.deployment, study, added.receiver_id))
+        return Webhook(added.receiver_id, added.address, secret, added.added_at, added.added_by)
+
+    return audited(ctx, Action.ADD_WEBHOOK, work, study=study)
+
+
 def _add(act: Act, channel: Channel, address: str) -> NewReceiver:
     study_id = act.study.study_id
     act.note(restricted={"address": address})
     # Counted and compared under the lock: two who add at once are one behind the other.
     notices.lock_receivers(act.tx, study_id)
-    standing = [one for one in notices.list_receivers(act.tx, study_id, channel) if one.removed_at is None]
+    standing = [
+        one
+        for one in notices.list_receivers(act.tx, study_id, channel)
+        if one.removed_at is None and one.disabled_at is None
+    ]
     if any(one.address.casefold() == address.casefold() for one in standing):
         message = f"This {channel} is told already."
         raise AlreadyExists(message)

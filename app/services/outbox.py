@@ -14,8 +14,9 @@ from uuid import UUID
 
 import structlog
 
-from app.domain.notices import Notice, Topic, mail_subject, mail_text, next_try_at
-from app.domain.words import SiteCode, SubjectId
+from app.domain.encoding import encode
+from app.domain.notices import Channel, Notice, Topic, mail_subject, mail_text, next_try_at, webhook_headers
+from app.domain.words import SiteCode, StudyCode, SubjectId
 from app.errors import DatabaseUnavailable, IntegrityBroken
 from app.services.audited import Act, enter_by_service
 from app.services.context import Deployment
@@ -28,6 +29,9 @@ LEASE: Final = timedelta(minutes=2)
 """How long whoever has claimed a notice keeps it from others: longer than any sending takes."""
 GIVEN_UP: Final = "notice:give_up"
 """The action of the entry, the service's own."""
+_SUCCESS: Final = range(200, 300)
+_GONE: Final = "http_410"
+"""What a webhook answers that wants no more (Standard Webhooks)."""
 _A_MOMENT: Final = timedelta(seconds=1)
 
 _log: Final = structlog.get_logger("snose.outbox")
@@ -80,7 +84,10 @@ def _send(deployment: Deployment, due: DueNotice) -> None:
         _give_up(deployment, due, "removed")
         return
     try:
-        _mail(deployment, due)
+        if due.channel is Channel.WEBHOOK:
+            _post(deployment, due)
+        else:
+            _mail(deployment, due)
     except NotDelivered as error:
         _log.warning("notice not delivered", notice=str(due.notice_id), trouble=str(error))
         _put_off(deployment, due, error)
@@ -92,7 +99,7 @@ def _send(deployment: Deployment, due: DueNotice) -> None:
 def _put_off(deployment: Deployment, due: DueNotice, error: NotDelivered) -> None:
     """Have it tried again later, or given up."""
     again_at = next_try_at(due.failures + 1, deployment.clock(), deployment.entropy.draw("jitter", 2))
-    if again_at is None:
+    if again_at is None or str(error) == _GONE:
         _give_up(deployment, due, str(error))
         return
     with deployment.database.transaction() as tx:
@@ -105,6 +112,8 @@ def _give_up(deployment: Deployment, due: DueNotice, trouble: str) -> None:
     def work(tx: Transaction) -> None:
         if not notices.record_given_up(tx, due, at):
             raise AlreadyThere(GIVEN_UP)
+        if trouble == _GONE:
+            notices.record_disabled(tx, due.study_id, due.receiver_id, at)
 
     at = deployment.clock()
     with deployment.database.transaction() as tx:
@@ -118,6 +127,25 @@ def _give_up(deployment: Deployment, due: DueNotice, trouble: str) -> None:
         work=work,
     )
     _log.error("notice given up", notice=str(due.notice_id), trouble=trouble)
+
+
+def webhook_key(deployment: Deployment, study_code: StudyCode, receiver_id: UUID) -> bytes:
+    """Return the key by which notices to a webhook are signed. Danger: shown once, to who names the webhook.
+
+    Made anew from the deployment's secret each time, so that the database holds nothing of it.
+    """
+    return deployment.ring.mac("webhooks", encode(study_code, str(receiver_id)))
+
+
+def _post(deployment: Deployment, due: DueNotice) -> None:
+    """Send a notice to a machine; raise ``NotDelivered`` for any answer but a success."""
+    key = webhook_key(deployment, due.study_code, due.receiver_id)
+    headers = webhook_headers(key, str(due.notice_id), deployment.clock(), due.body)
+    client = deployment.office.webhooks
+    status = client.post(due.address, due.body.encode(), {"Content-Type": "application/json", **headers})
+    if status not in _SUCCESS:
+        message = f"http_{status}"
+        raise NotDelivered(message)
 
 
 def _mail(deployment: Deployment, due: DueNotice) -> None:

@@ -25,6 +25,7 @@ from app.storage.database import Database
 from app.storage.keys import DeploymentRecord, SigningKeyRecord
 from app.storage.mail_client import MailClient
 from app.storage.sink import FileSink
+from app.storage.webhook_client import WebhookClient
 from app.storage.witness_client import WitnessClient
 
 _log: Final = structlog.get_logger("snose.startup")
@@ -150,5 +151,5 @@ def unseal(around: Surroundings, mode: Mode) -> Deployment:
         limits=around.limits,
         witness=witness,
         desk=around.desk,
-        office=PostOffice(around.mail),
+        office=PostOffice(around.mail, WebhookClient(may_stay_here=mode is Mode.TEST)),
     )

@@ -131,6 +131,9 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
     "add_contact": STUDY_ADMIN,
     "list_contacts": STUDY_ADMIN | {Role.MONITOR, Role.INSPECTOR},
     "remove_contact": STUDY_ADMIN,
+    "add_webhook": STUDY_ADMIN,
+    "list_webhooks": STUDY_ADMIN | {Role.MONITOR, Role.INSPECTOR},
+    "remove_webhook": STUDY_ADMIN,
     "unblind_for_safety": SAFETY,
     "list_safety_unblindings": SAFETY,
     "read_unblinding_log": STUDY_ADMIN | {Role.INSPECTOR},
@@ -266,6 +269,7 @@ class Cast:
             key_id="A" * 43,
             fingerprint="0" * 16,
             contact_id="00000000-0000-4000-8000-000000000000",
+            webhook_id="00000000-0000-4000-8000-000000000000",
             grant_id="00000000-0000-4000-8000-000000000000",
             index="0",
         )

@@ -160,14 +160,18 @@ class WholePlay(Play):
         self.tell(self.who(Role.PHARMACIST), "GET", f"{self.study}/envelopes")
 
     def have_somebody_told(self) -> None:
-        """Have somebody of the sponsor told of code breaks, look, and take the name off the list again."""
-        admin, contacts = self.who(Role.STUDY_ADMIN), f"{self.study}/contacts"
-        for _ in range(2):
-            self.tell(admin, "POST", contacts, {"email": "safety@sponsor.example.org"})
-        self.tell(self.who(Role.MONITOR), "GET", contacts)
-        self.tell(admin, "GET", contacts)
-        added = self.ask(admin, "POST", contacts, {"email": "backup@sponsor.example.org"})
-        self.tell(admin, "DELETE", f"{contacts}/{added.json()['contact_id']}")
+        """Have somebody of the sponsor and a machine told of code breaks, look, and take both off the lists again."""
+        admin = self.who(Role.STUDY_ADMIN)
+        for kind, receiver in (
+            ("contact", {"email": "safety@sponsor.example.org"}),
+            ("webhook", {"url": "https://edc.example.org/hooks"}),
+        ):
+            path = f"{self.study}/{kind}s"
+            self.tell(admin, "POST", path, receiver)
+            self.tell(admin, "POST", path, receiver)
+            self.tell(self.who(Role.MONITOR), "GET", path)
+            for one in self.tell(admin, "GET", path).json()["items"]:
+                self.tell(admin, "DELETE", f"{path}/{one[f'{kind}_id']}")
 
     def read_restricted(self, who: Person, action: Action) -> None:
         """Have somebody open the restricted part of the first entry of an action."""
