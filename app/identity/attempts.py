@@ -18,6 +18,19 @@ LONGEST_DELAY: Final = timedelta(seconds=30)
 FORGOTTEN_AFTER: Final = timedelta(minutes=15)
 """Wrong tries older than this count no more, so that typing errors of weeks do not add up."""
 
+MOST_GUESSES: Final = 80
+"""So many wrong tries at a password are looked at until it is known or another one; its owner has other ways in by then."""
+ALARMS: Final = frozenset({20, 40, MOST_GUESSES})
+"""The numbers of guesses at which the service's log says so."""
+
+
+def guessed(guesses: int) -> int:
+    """Return the guesses with one more; raise ``TooManyAttempts`` when there were enough of them for ever (USR-10)."""
+    if guesses >= MOST_GUESSES:
+        message = "Too many wrong passwords: sign in with a passkey, or with a one-time code beside the password."
+        raise TooManyAttempts(message, int(LONGEST_DELAY.total_seconds()))
+    return guesses + 1
+
 
 @dataclass(frozen=True, slots=True)
 class Attempts:

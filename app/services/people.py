@@ -45,7 +45,7 @@ from app.errors import (
     WrongOneTimeCode,
 )
 from app.identity import assertions
-from app.identity.attempts import Attempts
+from app.identity.attempts import ALARMS, Attempts, guessed
 from app.identity.codes import accepted_step, new_secret
 from app.identity.jose import PublicKey
 from app.identity.passwords import issued_password, refuse_weak
@@ -179,7 +179,7 @@ def sign_in(ctx: RequestContext, username: str, password: str, one_time_code: st
     bucket = None if is_known else _bucket_of(ctx.deployment, name.encode("utf-8", "surrogatepass"))
     try:
         with passwords.place(is_known=is_known):
-            credential = apart(ctx.deployment, lambda tx: _charge_name(ctx, tx, name, bucket))
+            credential, guesses = apart(ctx.deployment, lambda tx: _charge_name(ctx, tx, name, bucket))
             fault = _fault_of(lambda: passwords.verify(password, _secret_of(credential)))
         if isinstance(fault, HashingBusy):
             raise fault
@@ -189,6 +189,9 @@ def sign_in(ctx: RequestContext, username: str, password: str, one_time_code: st
 
     def work(act: Act) -> SignedIn:
         if credential is None or fault is not None:
+            if guesses in ALARMS:
+                # Told whether or not anybody has the name, which the entry tells elsewhere.
+                act.lasting = {"alarm": "many_guesses", "guesses": guesses, "network": ctx.network}
             raise fault or WrongCredentials
         _hold_unchanged(act, credential, bucket)
         end = act.now + act.deployment.limits.session_length
@@ -384,6 +387,7 @@ def change_password(ctx: RequestContext, current: str, new: str) -> NewPassword:
             raise fault
         if credential is None or not secret_hash:
             raise NotAuthenticated
+        people.forget_guesses(act.tx, _bucket_of(act.deployment, act.principal.name.encode()))
         kept = _hold_unchanged(act, credential, _bucket_of_session(act.deployment, act.principal))
         principal_id = act.principal.principal_id
         factor = new_secret(act.deployment.entropy) if kept.must_change or kept.totp_secret is None else None
@@ -470,6 +474,7 @@ def reset(ctx: RequestContext, username: Username) -> IssuedPerson:
         password, secret_hash = issue()
         act.note(target={"username": username})
         account = people.get_account(act.tx, username, is_machine=False)
+        people.forget_guesses(act.tx, _bucket_of(act.deployment, username.encode()))
         people.hold_credential(act.tx, account.principal_id)
         if not account.is_active:
             message = "The account is switched off."
@@ -796,12 +801,18 @@ def _bucket_of_session(deployment: Deployment, caller: Principal) -> int:
     return _SESSION_BUCKETS + _bucket_of(deployment, caller.session_id.bytes)
 
 
-def _charge_name(ctx: RequestContext, tx: Transaction, name: str, bucket: int | None) -> Credential | None:
-    """Count a try at a name; raise ``TooManyAttempts``. For a name that nobody has the work is that for any other (USR-10)."""
+def _charge_name(ctx: RequestContext, tx: Transaction, name: str, bucket: int | None) -> tuple[Credential | None, int]:
+    """Count a try at a name, and return its credential and how often it was guessed at; raise ``TooManyAttempts``.
+
+    For a name that nobody has the work is that for any other (USR-10).
+    """
+    guesses = 0
     if bucket is not None:
-        charged = Attempts(*people.hold_password_tries(tx, bucket)).charged(ctx.now())
-        people.record_password_tries(tx, bucket, charged.failed, charged.blocked_until)
-    return _find_named(tx, name)
+        failed, blocked_until, before = people.hold_password_tries(tx, bucket)
+        guesses = guessed(before)
+        charged = Attempts(failed, blocked_until).charged(ctx.now())
+        people.record_password_tries(tx, bucket, charged.failed, charged.blocked_until, guesses)
+    return _find_named(tx, name), guesses
 
 
 def _find_named(tx: Transaction, name: str) -> Credential | None:
@@ -832,7 +843,7 @@ def _is_shown(ctx: RequestContext, tx: Transaction, name: str, one_time_code: st
 
 
 def _charge_password(ctx: RequestContext, tx: Transaction, caller: Principal) -> Credential | None:
-    return _charge_name(ctx, tx, caller.name, _bucket_of_session(ctx.deployment, caller))
+    return _charge_name(ctx, tx, caller.name, _bucket_of_session(ctx.deployment, caller))[0]
 
 
 def _charge_code(ctx: RequestContext, tx: Transaction, caller: Principal) -> Credential:
@@ -861,13 +872,13 @@ def _charge_caller(
 
 def _hold_unchanged(act: Act, verified: Credential, bucket: int | None) -> Credential:
     """Give the try back and return the credential as it is held now; raise ``WrongCredentials`` if it is another by now."""
-    tries = Attempts(*people.hold_password_tries(act.tx, bucket)) if bucket is not None else None
+    tries = Attempts(*people.hold_password_tries(act.tx, bucket)[:2]) if bucket is not None else None
     kept = people.hold_credential(act.tx, verified.principal_id)
     if not kept.is_active or kept.secret_hash != verified.secret_hash:
         raise WrongCredentials
     if bucket is not None and tries is not None:
         left = tries.given_back(act.now)
-        people.record_password_tries(act.tx, bucket, left.failed, left.blocked_until)
+        people.record_password_tries(act.tx, bucket, left.failed, left.blocked_until, 0)
     return kept
 
 

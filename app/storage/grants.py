@@ -24,7 +24,7 @@ CHANGEABLE: Final = {
         *("secret_hash", "secret_set_at", "must_change", "sealed_totp_secret", "totp_last_step"),
         *("failed_codes", "codes_blocked_until"),
     ),
-    "sign_in_tries": ("failed", "blocked_until"),
+    "sign_in_tries": ("failed", "blocked_until", "guesses"),
     "former_secret": ("ends_at",),
     "client_key": ("revoked_at", "revoked_by"),
     "passkey": ("sign_count", "last_challenge_at", "last_request", "removed_at"),

@@ -291,18 +291,27 @@ _OPEN_BUCKET: Final = {
 }
 
 
-def hold_password_tries(tx: Transaction, bucket: int) -> tuple[int, datetime | None]:
-    """Return the wrong tries at the passwords of a bucket of names, and from when on the next one is looked at; held."""
+def hold_password_tries(tx: Transaction, bucket: int) -> tuple[int, datetime | None, int]:
+    """Return the wrong tries at a bucket of names, from when on the next one is looked at, and all guesses; held."""
     tx.execute(_OPEN_BUCKET[tx.is_postgresql], {"bucket": bucket, "failed": 0})
-    row = tx.execute(select(_t.failed, _t.blocked_until).where(_t.bucket == bucket).with_for_update()).one()
-    return row.failed, row.blocked_until
+    row = tx.execute(select(_t.failed, _t.blocked_until, _t.guesses).where(_t.bucket == bucket).with_for_update()).one()
+    return row.failed, row.blocked_until, row.guesses
 
 
-def record_password_tries(tx: Transaction, bucket: int, failed: int, blocked_until: datetime | None) -> None:
+def record_password_tries(  # what one try changes
+    tx: Transaction, bucket: int, failed: int, blocked_until: datetime | None, guesses: int
+) -> None:
     """Keep the wrong tries at the passwords of a bucket of names."""
     tx.execute(
-        update(tables.sign_in_tries).where(_t.bucket == bucket).values(failed=failed, blocked_until=blocked_until)
+        update(tables.sign_in_tries)
+        .where(_t.bucket == bucket)
+        .values(failed=failed, blocked_until=blocked_until, guesses=guesses)
     )
+
+
+def forget_guesses(tx: Transaction, bucket: int) -> None:
+    """Begin at nothing for a new password: what was guessed at the old one is void."""
+    tx.execute(update(tables.sign_in_tries).where(_t.bucket == bucket).values(guesses=0))
 
 
 def record_code_tries(tx: Transaction, principal_id: UUID, failed: int, blocked_until: datetime | None) -> None:

@@ -147,6 +147,8 @@ sign_in_tries = Table(
     Column("bucket", Integer(), primary_key=True, autoincrement=False),
     _number("failed"),
     _time("blocked_until", nullable=True),
+    # Since the password was last known, or set; those of long ago count too.
+    Column("guesses", Integer(), nullable=False, server_default="0"),
 )
 # The public key is sealed too: who writes to the database could else plant a factor of their own for somebody else.
 passkey = Table(

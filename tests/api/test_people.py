@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from sqlalchemy import event
 
 from app.domain.words import UNBLINDED_ROLES, Role
+from app.identity import attempts
 from app.identity.passwords import PLACES
 from app.settings import Settings
 from app.storage import people as storage
@@ -152,6 +153,48 @@ class TestSigningIn:
             house.clock.advance(seconds=30)
         expect(sign_in(house, "admin", house.admin.password), 201)
         expect(sign_in(house, "admin", house.admin.password), 201)
+
+    @pytest.mark.parametrize("database_kind", ["sqlite"])
+    @pytest.mark.parametrize("name", ["known", "nobody"])
+    def test_guesses_are_bounded_for_ever(self, house: House, name: str) -> None:
+        """However long strangers go on, 80 guesses at a password are looked at; a code opens. [USR-10, EUB-15; T20, N05]"""
+        doctor = house.person(None, username="known", password=PASSWORD)
+        alarms = []
+        for _ in range(80):
+            house.clock.advance(seconds=30)
+            refused(sign_in(house, name, "wrong"), 401, "wrong_credentials")
+            if "alarm" in (said := house.trail(last=1)[0]["after"]):
+                alarms.append(said["guesses"])
+                assert (said["alarm"], said["network"]) == ("many_guesses", "unknown")
+        assert alarms == [20, 40, 80]
+        for _ in range(3):
+            # Not even after a night without any.
+            house.clock.advance(hours=12)
+            response = sign_in(house, name.upper(), PASSWORD)
+            refused(response, 429, "too_many_attempts")
+            assert response.headers["retry-after"] == "30"
+        token = expect(sign_in(house, "known", PASSWORD, otp=doctor.code()), 201)["access_token"]
+        body = {"current": PASSWORD, "new": "another heron at dusk"}
+        expect(house.send("POST", "/v1/me/password", token=token, json=body), 200)
+        # What was guessed was the old one.
+        house.clock.advance(seconds=30)
+        expect(sign_in(house, "known", "another heron at dusk"), 201) if name == "known" else None
+
+    @pytest.mark.parametrize("database_kind", ["sqlite"])
+    def test_a_reset_and_the_right_password_end_the_count(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A password that is known, or a new one, begins at nothing. [USR-10, USR-13]"""
+        monkeypatch.setattr(attempts, "MOST_GUESSES", 3)
+        doctor = house.person(None)
+        for tries, status in ((2, 401), (2, 401), (3, 401), (1, 429)):
+            for _ in range(tries):
+                house.clock.advance(seconds=30)
+                expect(sign_in(house, doctor.username, "wrong"), status)
+            house.clock.advance(seconds=30)
+            if tries == 2:
+                expect(sign_in(house, doctor.username, doctor.password), 201)
+        issued = expect(house.admin.post(f"/v1/people/{doctor.username}/reset"), 200)["password"]
+        house.clock.advance(seconds=30)
+        expect(sign_in(house, doctor.username, issued), 201)
 
     def test_strangers_hold_up_nobody_who_shows_a_code(self, house: House) -> None:
         """Known by the own device, whatever is tried at the name meanwhile; the code is used up by it (EUB-15, D3; T20)."""
