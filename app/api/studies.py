@@ -20,7 +20,7 @@ from app.api.schemas import (
     Time,
 )
 from app.domain.studies import StudyDefinition
-from app.domain.words import Action, Arm, ArmCode, Factor, Level, SiteCode, StudyCode, StudyStatus
+from app.domain.words import Action, Arm, ArmCode, Factor, FurtherKits, Level, SiteCode, StudyCode, StudyStatus
 from app.services import studies
 
 door = Door("Studies and sites")
@@ -64,6 +64,10 @@ class StudyRequest(Body):
     factors: Annotated[list[FactorField], Field(max_length=100, default_factory=list)]
     stratify_by_site: bool = False
     backup_contact: Text
+    further_kits_after_break: Annotated[
+        Literal["allowed", "refused"],
+        Field(description="whether a subject whose code was broken may be given further kits, as the protocol says"),
+    ] = "allowed"
 
     def definition(self) -> StudyDefinition:
         """Return the definition in the domain's words."""
@@ -84,6 +88,7 @@ class StudyRequest(Body):
             ),
             self.stratify_by_site,
             self.backup_contact,
+            FurtherKits(self.further_kits_after_break),
         )
 
 
@@ -126,6 +131,7 @@ class StudyRead(Signed):
     stratify_by_site: bool
     backup_contact: str
     registered_at: Time
+    further_kits_after_break: Annotated[str, Field(examples=["allowed"])]
 
 
 class SiteRequest(Body):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from app.domain.words import Arm, Factor, StudyCode
+from app.domain.words import Arm, Factor, FurtherKits, StudyCode
 from app.errors import Invalid
 
 MAX_ARMS: Final = 12
@@ -28,6 +28,7 @@ class StudyDefinition:
     factors: tuple[Factor, ...]
     stratify_by_site: bool
     backup_contact: str
+    further_kits_after_break: FurtherKits = FurtherKits.ALLOWED
 
 
 def check_definition(definition: StudyDefinition) -> None:

@@ -65,6 +65,13 @@ class StudyStatus(StrEnum):
     CLOSED = "closed"
 
 
+class FurtherKits(StrEnum):
+    """What the protocol says of kits for a subject whose code was broken (EUB-14)."""
+
+    ALLOWED = "allowed"
+    REFUSED = "refused"
+
+
 class ScheduleStatus(StrEnum):
     """The life of an allocation list (rule A7); an active one is closed with its study, for ever."""
 

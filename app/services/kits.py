@@ -20,12 +20,14 @@ from app.domain.words import (
     Action,
     ArmCode,
     ConsignmentCode,
+    FurtherKits,
     KitCode,
     KitStatus,
     SiteCode,
     StudyCode,
     StudyStatus,
     SubjectId,
+    SubjectKey,
     subject_key,
 )
 from app.errors import (
@@ -232,6 +234,7 @@ def assign_kit(ctx: RequestContext, study: StudyCode, subject: str, visit: str) 
         timezone = _require_supply(act, allocation.site_code)
         kits.lock_stock(act.tx, act.study.study_id, allocation.site_code)
         # Read again, now that nobody else can give this subject a kit: many asked for at once are no more than in order.
+        _require_protocol(act, key)
         _require_right_to_more(act, kits.list_assignments(act.tx, act.study.study_id, key))
         kit = _drawn(act, draw, allocation, timezone, binding)
         _give(act, allocation, kit, binding, visit=visit, replaces=None)
@@ -266,6 +269,18 @@ def _drawn(act: Act, draw: StockDraw, allocation: Allocation, timezone: str, bin
     """Return a kit of the subject's arm, drawn as for a new subject; raise ``StockInsufficient`` (rules B5, B6)."""
     arms = [arm.arm_code for arm in act.deployment.commitments.signed_arms(act.tx, act.study, allocation.schedule_id)]
     return draw.offer(act, allocation.site_code, timezone, arms)[binding.arm_code]
+
+
+def _require_protocol(act: Act, key: SubjectKey) -> None:
+    """Return unless the subject's code was broken and the protocol gives no kits then; raise ``IllegalTransition`` (EUB-14).
+
+    Whoever may ask sees the flag of the subject anyway, and it says the same for every arm.
+    """
+    if act.study.further_kits_after_break is FurtherKits.ALLOWED:
+        return
+    if allocations.list_unblinded(act.tx, act.study.study_id, [key]):
+        message = "The code of this subject was broken, and the protocol of this study gives no further kits then."
+        raise IllegalTransition(message)
 
 
 def _require_right_to_more(act: Act, given: Sequence[Assignment]) -> None:
@@ -380,6 +395,7 @@ def replace_kit(
         # Read again, now that nobody else can replace any kit of this subject.
         given = kits.list_assignments(act.tx, study_id, allocation.subject_key)
         old = next(one for one in given if one.kit.kit_code == kit_code)
+        _require_protocol(act, allocation.subject_key)
         _require_right_to_replace(act, given, old)
         status = status_after_replacement(old.kit.status, reason_code)
         kit = _drawn(act, draw, allocation, timezone, binding)

@@ -11,6 +11,7 @@ from app.domain.words import (
     Action,
     Arm,
     Factor,
+    FurtherKits,
     Mode,
     Role,
     ScheduleStatus,
@@ -45,6 +46,7 @@ class RegisteredStudy:
     registered_at: datetime
     is_signed: bool = False
     signatures: tuple[SignatureShown, ...] = ()
+    further_kits_after_break: FurtherKits = FurtherKits.ALLOWED
 
 
 def _registered(mode: Mode, head: StudyHead, definition: Definition) -> RegisteredStudy:
@@ -61,6 +63,7 @@ def _registered(mode: Mode, head: StudyHead, definition: Definition) -> Register
         head.stratify_by_site,
         head.backup_contact,
         definition.registered_at,
+        head.further_kits_after_break,
     )
 
 
@@ -112,6 +115,7 @@ def register_study(ctx: RequestContext, wanted: StudyDefinition) -> RegisteredSt
             wanted.stock_floor,
             wanted.stratify_by_site,
             is_frozen=False,
+            further_kits_after_break=wanted.further_kits_after_break,
         )
         wrapped = deployment.ring.new_study_key(wanted.study_code, 1, deployment.entropy.draw("study key", 32))
         definition = Definition(
@@ -127,6 +131,7 @@ def register_study(ctx: RequestContext, wanted: StudyDefinition) -> RegisteredSt
                 "status": head.status,
                 "planned_subjects": wanted.planned_subjects,
                 "stock_floor": wanted.stock_floor,
+                "further_kits_after_break": wanted.further_kits_after_break,
                 "standing_grants": [
                     {"name": holder.name, "role": holder.role, "site_code": holder.site_code} for holder in standing
                 ],

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import Row, bindparam, insert, select, update
 
 from app.domain.signatures import SignatureShown
-from app.domain.words import Arm, ArmCode, Factor, Level, SiteCode, StudyCode, StudyStatus
+from app.domain.words import Arm, ArmCode, Factor, FurtherKits, Level, SiteCode, StudyCode, StudyStatus
 from app.errors import AlreadyExists, Missing
 from app.storage import tables
 from app.storage.database import AlreadyThere, Transaction
@@ -34,6 +34,7 @@ class StudyHead:
     is_frozen: bool
     min_key_version: int = 1
     """Versions of the study's key below it were retired: nothing that they sealed is opened any more."""
+    further_kits_after_break: FurtherKits = FurtherKits.ALLOWED
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,11 @@ _HOLD: Final = (
 
 def _head(row: Row[Any]) -> StudyHead:
     values = {name: getattr(row, name) for name in StudyHead.__dataclass_fields__}
-    return StudyHead(**(values | {"status": StudyStatus(values["status"])}))
+    words = {
+        "status": StudyStatus(values["status"]),
+        "further_kits_after_break": FurtherKits(values["further_kits_after_break"]),
+    }
+    return StudyHead(**(values | words))
 
 
 def find_study(tx: Transaction, study_code: StudyCode) -> StudyHead | None:

@@ -253,6 +253,7 @@ study = Table(
     _number("key_version"),
     _number("min_key_version"),
     _time("registered_at"),
+    Column("further_kits_after_break", Text(), nullable=False, server_default="allowed"),
     UniqueConstraint("study_code"),
 )
 study_key = _of_study("study_key", _number("version"), _text("wrapped"), PrimaryKeyConstraint("study_id", "version"))

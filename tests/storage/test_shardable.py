@@ -38,7 +38,6 @@ SERVICE_WIDE: Final[Mapping[str, str]] = {
     "former_secret": "of a machine client, which may work in many studies",
     "client_key": "the same",
     "used_assertion": "of a machine client, before it is known for what it asks",
-    "passkey": "of a person, not of a study",
     "sign_in_tries": "of a name, before anybody is known",
     "role_grant": "read by the person at each request, and given before a study is registered",
     "session": "of a person, not of a study",
