@@ -181,6 +181,14 @@ class PasswordChangeRequired(Forbidden):
     advice = "Send the issued and a new password to /v1/me/password."
 
 
+class TrainingRequired(Forbidden):
+    """The role waits for a training that is not on record, or is over."""
+
+    code = "training_required"
+    title = "Your role is effective after a recorded training only"
+    advice = "Ask the service administrator to record it. An emergency code break is open all the same."
+
+
 class Missing(SnoseError):
     """No such thing, or none that the caller may know of (USR-21)."""
 

@@ -12,7 +12,7 @@ from typing import Final
 from app.domain.people import Principal
 from app.domain.signatures import Meaning
 from app.domain.words import Action, Role, SiteCode, StudyCode
-from app.errors import Forbidden, Missing, NotAuthenticated, PasswordChangeRequired, StepUpRequired
+from app.errors import Forbidden, Missing, NotAuthenticated, PasswordChangeRequired, StepUpRequired, TrainingRequired
 
 FRESH: Final = timedelta(seconds=300)
 """How old the second proof may be (rule D3)."""
@@ -38,6 +38,8 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
             Action.GRANT_ROLE,
             Action.LIST_GRANTS,
             Action.REVOKE_GRANT,
+            Action.RECORD_TRAINING,
+            Action.LIST_TRAININGS,
             Action.READ_SERVICE_TRAIL,
             Action.DECLARE_RECOVERY,
             Action.ROTATE_KEYS,
@@ -319,6 +321,7 @@ PRIVILEGED: Final = ELEVATED | {
     Action.REVOKE_CLIENT_CREDENTIAL,
     Action.GRANT_ROLE,
     Action.REVOKE_GRANT,
+    Action.RECORD_TRAINING,
     Action.CHANGE_PASSWORD,
 }
 """What is answered only after its checkpoint stands in the file sink (`custody.md`, "The trail")."""
@@ -327,7 +330,7 @@ _ANYWHERE: Final = frozenset({Action.READ_SERVICE_TRAIL, Action.REGISTER_STUDY})
 """What a role of any one study includes outside the studies; registering looks at its own study inside."""
 
 _DESPITE_EXPIRY: Final = frozenset({Action.BREAK_CODE, Action.ADD_NARRATIVE})
-"""An expired password or delegation alerts and does not stand before a code break; a revoked one does (rule D1)."""
+"""An expired password, training or delegation alerts and does not stand before a code break; a revocation does (rule D1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,13 +380,16 @@ def _decide_by_grants(action: Action, principal: Principal, study: StudyCode | N
     if action in _DESPITE_EXPIRY:
         # Behind those that hold, so that one of these is told first.
         held += [
-            grant for grant in principal.ended_grants if grant.study_code == study and action in PERMISSIONS[grant.role]
+            grant
+            for grant in principal.lapsed_grants
+            if grant.study_code == study and action in PERMISSIONS[grant.role]
         ]
-    if study is not None and not held:
+    waiting = [grant for grant in principal.untrained_grants if action in _ANYWHERE or grant.study_code == study]
+    if study is not None and not held and not waiting:
         raise Missing
     giving = [grant for grant in held if action in PERMISSIONS[grant.role]]
     if not giving:
-        raise Forbidden
+        raise TrainingRequired if any(action in PERMISSIONS[grant.role] for grant in waiting) else Forbidden
     if principal.password_expired and action not in _DESPITE_EXPIRY:
         message = "Your password has expired; only a code break is open until you change it."
         raise PasswordChangeRequired(message)

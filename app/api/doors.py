@@ -80,6 +80,7 @@ HONOURING_KEY: Final = frozenset(
     {
         Action.GRANT_ROLE,
         Action.ADD_CLIENT_KEY,
+        Action.RECORD_TRAINING,
         Action.DEACTIVATE_PERSON,
         Action.DECLARE_RECOVERY,
         Action.REGISTER_STUDY,

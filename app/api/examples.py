@@ -163,6 +163,7 @@ _STORY: Final[Mapping[str, Any]] = {
     "SuspectedLog.kind": "rollback",
     "grant_id": _ID,
     "session_id": _ID,
+    "training_id": _ID,
     "next_cursor": None,
 }
 

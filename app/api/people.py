@@ -30,7 +30,7 @@ from app.domain.words import Action, Role, SiteCode, StudyCode, Username
 from app.errors import WrongCredentials
 from app.services import people
 from app.services.context import RequestContext
-from app.services.people import ASSERTION_TYPE, Holder
+from app.services.people import ASSERTION_TYPE, Holder, NewTraining, Terms
 from app.services.sessions import SignedIn
 
 door = Door("People and clients")
@@ -176,6 +176,39 @@ class GrantRequest(Body):
             examples=[None],
         ),
     ] = None
+    needs_training: Annotated[
+        bool,
+        Field(description="effective only while a training for the study is on record and valid", examples=[False]),
+    ] = False
+
+
+class TrainingRequest(Body):
+    """A training that a person has completed."""
+
+    topic: Annotated[Text, Field(examples=["Protocol 2.1 and emergency unblinding"])]
+    completed_on: Annotated[date, Field(strict=False, examples=["2026-11-20"])]
+    valid_until: Annotated[
+        date | None, Field(strict=False, description="its last day; for good, when left out", examples=["2027-11-20"])
+    ] = None
+    study_code: Annotated[StudyCodeField | None, Field(description="for every study, when left out")] = None
+
+
+class TrainingCreated(Answer):
+    """The training on record."""
+
+    training_id: str
+
+
+class TrainingRead(Answer):
+    """A training as it was recorded."""
+
+    training_id: UUID
+    topic: str = Field(examples=["Protocol 2.1 and emergency unblinding"])
+    study_code: str | None
+    completed_on: date = Field(examples=["2026-11-20"])
+    valid_until: date | None = Field(examples=["2027-11-20"])
+    recorded_at: datetime
+    recorded_by: str = Field(examples=["admin"])
 
 
 class GrantCreated(Answer):
@@ -192,6 +225,7 @@ class GrantRead(HeldGrantRead):
     granted_by: str = Field(examples=["admin"])
     starts_at: datetime | None = Field(examples=[None])
     ends_at: datetime | None = Field(examples=[None])
+    needs_training: bool | None = Field(examples=[None])
     revoked_at: datetime | None = Field(examples=[None])
     revoked_by: str | None = Field(examples=[None])
 
@@ -364,6 +398,21 @@ def revoke_grant(username: UsernamePath, grant_id: IdPath, ctx: Context) -> None
     people.revoke_grant(ctx, Holder(username, is_machine=False), UUID(grant_id))
 
 
+@door.post("/people/{username}/trainings", Action.RECORD_TRAINING, 201)
+def record_training(username: UsernamePath, body: TrainingRequest, ctx: Context) -> TrainingCreated:
+    """Record a training that a person has completed."""
+    study_code = StudyCode(body.study_code) if body.study_code is not None else None
+    new = NewTraining(body.topic, body.completed_on, body.valid_until, study_code)
+    return TrainingCreated(training_id=str(people.record_training(ctx, Username(username), new)))
+
+
+@door.get("/people/{username}/trainings", Action.LIST_TRAININGS)
+def list_trainings(username: UsernamePath, ctx: Context) -> Page[TrainingRead]:
+    """List the trainings of a person."""
+    trainings = people.list_trainings(ctx, Username(username))
+    return Page(items=[TrainingRead.of(training) for training in trainings], next_cursor=None)
+
+
 @door.get("/studies/{study}/delegations", Action.READ_DELEGATIONS)
 def list_delegations(
     study: StudyPath, ctx: Context, at: LogAt = None, limit: Limit = 100, cursor: Cursor = None
@@ -413,7 +462,8 @@ def revoke_client_grant(client_id: ClientPath, grant_id: IdPath, ctx: Context) -
 def _granted(ctx: Context, holder: Holder, body: GrantRequest) -> GrantCreated:
     study_code = StudyCode(body.study_code) if body.study_code is not None else None
     site_code = SiteCode(body.site_code) if body.site_code is not None else None
-    grant_id = people.grant_role(ctx, holder, body.role, study_code, site_code, body.starts_at, body.ends_at)
+    terms = Terms(body.starts_at, body.ends_at, body.needs_training)
+    grant_id = people.grant_role(ctx, holder, body.role, study_code, site_code, terms)
     return GrantCreated(grant_id=str(grant_id))
 
 

@@ -58,18 +58,32 @@ class Principal:
     grants: tuple[HeldGrant, ...]
     ended_grants: tuple[HeldGrant, ...] = ()
     """Roles that were delegated for a time that is over, and were not revoked: they open nothing but a code break (rule D1)."""
+    untrained_grants: tuple[HeldGrant, ...] = ()
+    """Roles that wait for a training that is not on record, or is over: likewise."""
+
+    @property
+    def lapsed_grants(self) -> tuple[HeldGrant, ...]:
+        """Return what opens nothing but a code break."""
+        return self.ended_grants + self.untrained_grants
 
     def is_known_in(self, study: StudyCode) -> bool:
-        """Return whether the study has delegated anything to the caller, now or for a time that is over."""
-        return any(grant.study_code == study for grant in (*self.grants, *self.ended_grants))
+        """Return whether the study has delegated anything to the caller, effective or lapsed."""
+        return any(grant.study_code == study for grant in (*self.grants, *self.lapsed_grants))
 
     def acts_after_end(self, study: StudyCode, role: Role, site: SiteCode | None) -> bool:
-        """Return whether what the role is done by is over: at the site, or everywhere in the study."""
-        now, ended = (
+        """Return whether the role, by which something is done at the site, has ended there, or wherever it was held."""
+        return self._lapsed(self.ended_grants, study, role, site)
+
+    def acts_untrained(self, study: StudyCode, role: Role, site: SiteCode | None) -> bool:
+        """Return whether the role, by which something is done at the site, waits for a training there, or wherever it is held."""
+        return self._lapsed(self.untrained_grants, study, role, site)
+
+    def _lapsed(self, lapsed: tuple[HeldGrant, ...], study: StudyCode, role: Role, site: SiteCode | None) -> bool:
+        now, then = (
             {grant.site_code for grant in grants if grant.study_code == study and grant.role is role}
-            for grants in (self.grants, self.ended_grants)
+            for grants in (self.grants, lapsed)
         )
-        return not now or (site in ended and site not in now)
+        return bool(then) and site not in now and (site in then or not now)
 
     def holds(self, study: StudyCode) -> frozenset[Role]:
         """Return the roles that the caller holds in a study."""

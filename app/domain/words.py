@@ -194,6 +194,8 @@ class Action(StrEnum):
     GRANT_ROLE = "grant:create"
     LIST_GRANTS = "grant:list"
     REVOKE_GRANT = "grant:revoke"
+    RECORD_TRAINING = "training:record"
+    LIST_TRAININGS = "training:list"
     READ_DELEGATIONS = "delegation:list"
     READ_SERVICE_TRAIL = "service_trail:read"
     DECLARE_RECOVERY = "recovery:declare"

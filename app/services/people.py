@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from functools import partial
 from typing import Final, NoReturn
 from uuid import UUID
@@ -56,7 +56,7 @@ from app.services.context import Deployment, RequestContext
 from app.services.sessions import SignedIn, apart, begin_session
 from app.storage import clients, passkeys, people, studies
 from app.storage.database import Transaction
-from app.storage.people import Account, Credential, Delegation, RoleGrant
+from app.storage.people import Account, Credential, Delegation, RoleGrant, Training
 
 ASSERTION_TYPE: Final = assertions.TYPE
 """What a client that signs for its token calls its assertion (RFC 7523, 2.2)."""
@@ -135,6 +135,36 @@ class PeoplePage:
 
     items: Sequence[Account]
     next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a role is given: for a time, and after a training."""
+
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+    needs_training: bool = False
+
+    def said(self) -> dict[str, str | bool]:
+        """Return how an entry tells them; nothing of those that are not made."""
+        dates = {"starts_at": self.starts_at, "ends_at": self.ends_at}
+        told: dict[str, str | bool] = {
+            name: at.isoformat(timespec="seconds") for name, at in dates.items() if at is not None
+        }
+        return told | ({"needs_training": True} if self.needs_training else {})
+
+
+NO_TERMS: Final = Terms()
+
+
+@dataclass(frozen=True, slots=True)
+class NewTraining:
+    """What is recorded of a training."""
+
+    topic: str
+    completed_on: date
+    valid_until: date | None
+    study_code: StudyCode | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -548,10 +578,9 @@ def grant_role(
     role: Role,
     study_code: StudyCode | None,
     site_code: SiteCode | None,
-    starts_at: datetime | None = None,
-    ends_at: datetime | None = None,
+    terms: Terms = NO_TERMS,
 ) -> UUID:
-    """Return the id of the new grant, effective at once unless it starts later; entered in the log of a registered study.
+    """Return the id of the new grant, effective at once unless its terms say later; entered in the log of a registered study.
 
     Raises ``Invalid`` for a role that does not fit account, study or site, ``Missing`` for an unknown account or site,
     ``GrantConflict`` for roles that exclude each other (rule B10), ``AlreadyExists``, ``IllegalTransition``.
@@ -560,7 +589,7 @@ def grant_role(
     def work(act: Act) -> UUID:
         act.note(target={**holder.target(), **_grant_part(role, study_code, site_code)})
         _check_shape(holder, role, study_code, site_code)
-        period = _checked_period(act.now, role, starts_at, ends_at)
+        _check_terms(act.now, role, terms)
         account = holder.account(act.tx)
         study = studies.find_study(act.tx, study_code) if study_code is not None else None
         if study is not None and site_code is not None:
@@ -573,6 +602,7 @@ def grant_role(
         history = people.list_grants(act.tx, account.principal_id)
         # Not as of `act.now`: this act may have begun before the one that it waited for has granted something.
         standing = [grant for grant in history if grant.revoked_at is None]
+        period = Period(terms.starts_at or act.now, terms.ends_at)
         _check_exclusions(standing, role, study_code, site_code, period)
         _check_past(history, role, study_code)
         grant_id = act.deployment.new_id()
@@ -583,17 +613,17 @@ def grant_role(
             site_code,
             act.now,
             act.principal.name,
-            starts_at=starts_at,
-            ends_at=ends_at,
+            starts_at=terms.starts_at,
+            ends_at=terms.ends_at,
+            needs_training=terms.needs_training,
         )
         people.add_grant(act.tx, account.principal_id, grant)
         act.head = study
-        dates = {"starts_at": starts_at, "ends_at": ends_at}
         act.note(
             after={
                 "grant_id": str(grant_id),
                 **_grant_part(role, study_code, site_code),
-                **{name: at.isoformat(timespec="seconds") for name, at in dates.items() if at is not None},
+                **terms.said(),
             },
             site_code=site_code,
         )
@@ -611,6 +641,56 @@ def list_grants(ctx: RequestContext, holder: Holder, at: datetime | None) -> Seq
         return found if at is not None else [grant for grant in found if grant.revoked_at is None]
 
     return audited(ctx, Action.LIST_GRANTS, work)
+
+
+def record_training(ctx: RequestContext, username: Username, new: NewTraining) -> UUID:
+    """Return the id of the training on record; roles that waited for it are effective at the next request (USR-08).
+
+    Entered in the log of its study, when that is registered. Raises ``Missing``, ``Invalid`` for days that make no sense.
+    """
+
+    def work(act: Act) -> UUID:
+        act.note(target={"username": username})
+        if new.completed_on > act.now.date():
+            message = "A training is recorded when it is completed."
+            raise Invalid(message, "completed_on")
+        if new.valid_until is not None and new.valid_until < new.completed_on:
+            message = "It must be valid on the day on which it was completed, at the least."
+            raise Invalid(message, "valid_until")
+        account = people.get_account(act.tx, username, is_machine=False)
+        training = Training(
+            act.deployment.new_id(),
+            new.study_code,
+            new.topic,
+            new.completed_on,
+            new.valid_until,
+            act.now,
+            act.principal.name,
+        )
+        people.add_training(act.tx, account.principal_id, training)
+        act.head = studies.find_study(act.tx, new.study_code) if new.study_code is not None else None
+        act.note(
+            after={
+                "training_id": str(training.training_id),
+                "study_code": new.study_code,
+                "topic": new.topic,
+                "completed_on": new.completed_on.isoformat(),
+                "valid_until": new.valid_until.isoformat() if new.valid_until is not None else None,
+            }
+        )
+        return training.training_id
+
+    return audited(ctx, Action.RECORD_TRAINING, work, answer_type=UUID)
+
+
+def list_trainings(ctx: RequestContext, username: Username) -> Sequence[Training]:
+    """Return the trainings of a person in the order in which they were recorded."""
+
+    def work(act: Act) -> Sequence[Training]:
+        act.note(target={"username": username})
+        return people.list_trainings(act.tx, people.get_account(act.tx, username, is_machine=False).principal_id)
+
+    return audited(ctx, Action.LIST_TRAININGS, work)
 
 
 def list_delegations(
@@ -664,18 +744,20 @@ def _check_shape(holder: Holder, role: Role, study_code: StudyCode | None, site_
         raise Invalid(message, "site_code")
 
 
-def _checked_period(now: datetime, role: Role, starts_at: datetime | None, ends_at: datetime | None) -> Period:
-    if role is Role.SERVICE_ADMIN and (starts_at is not None or ends_at is not None):
-        # The last one's would end some day, and leave the service without anybody (USR-07).
-        message = "The role of service_admin is not given for a time."
-        raise Invalid(message, "ends_at" if ends_at is not None else "starts_at")
-    if starts_at is not None and starts_at < now:
+def _check_terms(now: datetime, role: Role, terms: Terms) -> None:
+    if role is Role.SERVICE_ADMIN and terms.said():
+        # The last one's would lapse some day, and leave the service without anybody (USR-07).
+        message = "The role of service_admin is given without terms."
+        raise Invalid(message, next(iter(terms.said())))
+    if role is Role.EDC_CLIENT and terms.needs_training:
+        message = "A machine is not trained."
+        raise Invalid(message, "needs_training")
+    if terms.starts_at is not None and terms.starts_at < now:
         message = "Nothing is delegated for the past."
         raise Invalid(message, "starts_at")
-    if ends_at is not None and ends_at <= (starts_at or now):
+    if terms.ends_at is not None and terms.ends_at <= (terms.starts_at or now):
         message = "The end must lie in the future, and behind the start."
         raise Invalid(message, "ends_at")
-    return Period(starts_at or now, ends_at)
 
 
 def _check_exclusions(

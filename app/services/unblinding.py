@@ -215,8 +215,8 @@ def _break(act: Act, wanted: CodeBreakRequest, kit_id: UUID | None, shown: Shown
             "own_site": code_break.is_own_site,
             # An expired password alerts and does not block (rule D1).
             **({"password_expired": True} if act.principal.password_expired else {}),
-            # And so does a delegation that has ended and was not revoked.
-            **({"delegation_ended": True} if _acts_after_end(act, shown.site_code) else {}),
+            # And so do a delegation that has ended and was not revoked, and a training that is not on record.
+            **_lapsed(act, shown.site_code),
         },
         restricted={"requested_by": wanted.requested_by} if wanted.requested_by else None,
     )
@@ -226,8 +226,13 @@ def _break(act: Act, wanted: CodeBreakRequest, kit_id: UUID | None, shown: Shown
     )
 
 
-def _acts_after_end(act: Act, site_code: SiteCode | None) -> bool:
-    return act.principal.acts_after_end(act.study.study_code, cast("Role", act.decision.role), site_code)
+def _lapsed(act: Act, site_code: SiteCode | None) -> dict[str, bool]:
+    where = act.study.study_code, cast("Role", act.decision.role), site_code
+    found = {
+        "delegation_ended": act.principal.acts_after_end(*where),
+        "training_missing": act.principal.acts_untrained(*where),
+    }
+    return {name: True for name, is_so in found.items() if is_so}
 
 
 @dataclass(frozen=True, slots=True)

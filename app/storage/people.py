@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, bindparam, exists, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.domain.people import HeldGrant, Period, Principal, Proof
@@ -23,6 +23,7 @@ _s = tables.session.c
 _first = tables.session.alias("first")
 _f = _first.c
 _t = tables.sign_in_tries.c
+_tr = tables.training.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,24 @@ class RoleGrant:
     revoked_by: str | None = None
     starts_at: datetime | None = None
     ends_at: datetime | None = None
+    needs_training: bool | None = None
 
     def period(self) -> Period:
         """Return the time for which it was given; a revocation may have ended it before."""
         return Period(self.starts_at or self.granted_at, self.ends_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A training as it was recorded: for one study or, without one, for all; valid to the end of a day, or for good."""
+
+    training_id: UUID
+    study_code: StudyCode | None
+    topic: str
+    completed_on: date
+    valid_until: date | None
+    recorded_at: datetime
+    recorded_by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +123,21 @@ class OpenSession:
 _of_sign_in = _f.session_id == func.coalesce(_s.sign_in_id, _s.session_id)
 _used_at = func.coalesce(_f.used_at, _f.issued_at)
 
+
+def _is_trained(at: Any, on: Any) -> ColumnElement[bool]:  # noqa: ANN401  # a value, or the place of one
+    """Return whether a grant needs no training, or its holder has one for the study, on record and valid at the moment."""
+    return or_(
+        _g.needs_training.is_not(True),
+        exists().where(
+            _tr.principal_id == _g.principal_id,
+            or_(_tr.study_code.is_(None), _tr.study_code == _g.study_code),
+            _tr.recorded_at <= at,
+            _tr.completed_on <= on,
+            or_(_tr.valid_until.is_(None), _tr.valid_until >= on),
+        ),
+    )
+
+
 _FIND_SESSION: Final = (
     select(
         _s.session_id,
@@ -125,6 +155,7 @@ _FIND_SESSION: Final = (
         _g.study_code,
         _g.site_code,
         _g.ends_at,
+        _is_trained(bindparam("now"), bindparam("today")).label("is_trained"),
     )
     .select_from(
         tables.session.join(_first, _of_sign_in)
@@ -158,7 +189,9 @@ def find_principal(
     password_expired_before: datetime | None = None,
 ) -> Principal | None:
     """Return who holds this token now, with the grants that hold now; None for a token unknown, ended, idle or switched off."""
-    rows = tx.execute(_FIND_SESSION, {"token_digest": token_digest, "now": now, "idle_since": idle_since}).all()
+    rows = tx.execute(
+        _FIND_SESSION, {"token_digest": token_digest, "now": now, "today": now.date(), "idle_since": idle_since}
+    ).all()
     if not rows:
         return None
     first = rows[0]
@@ -175,9 +208,14 @@ def find_principal(
         must_change_password=first.must_change,
         password_expired=expired and not first.is_machine,
         proof=Proof(first.proof_at, first.proof_spent_at is not None) if first.proof_at is not None else None,
-        grants=tuple(_held(row) for row in held if row.ends_at is None or now < row.ends_at),
-        ended_grants=tuple(_held(row) for row in held if row.ends_at is not None and row.ends_at <= now),
+        grants=tuple(_held(row) for row in held if not _has_ended(row, now) and row.is_trained),
+        ended_grants=tuple(_held(row) for row in held if _has_ended(row, now)),
+        untrained_grants=tuple(_held(row) for row in held if not _has_ended(row, now) and not row.is_trained),
     )
+
+
+def _has_ended(row: Row[Any], now: datetime) -> bool:
+    return row.ends_at is not None and row.ends_at <= now
 
 
 def _held(row: Row[Any]) -> HeldGrant:
@@ -481,6 +519,7 @@ def list_grants(tx: Transaction, principal_id: UUID, at: datetime | None = None)
             row.revoked_by,
             row.starts_at,
             row.ends_at,
+            row.needs_training,
         )
         for row in tx.execute(query.order_by(_g.granted_at, _g.grant_id))
     ]
@@ -492,7 +531,24 @@ def _held_at(at: datetime) -> tuple[ColumnElement[bool], ...]:
         func.coalesce(_g.starts_at, _g.granted_at) <= at,
         or_(_g.ends_at.is_(None), _g.ends_at > at),
         or_(_g.revoked_at.is_(None), _g.revoked_at > at),
+        _is_trained(at, at.date()),
     )
+
+
+def add_training(tx: Transaction, principal_id: UUID, training: Training) -> None:
+    """Record a training of an account."""
+    said = {name: getattr(training, name) for name in Training.__dataclass_fields__}
+    tx.execute(insert(tables.training), {"principal_id": principal_id, **said})
+
+
+def list_trainings(tx: Transaction, principal_id: UUID) -> list[Training]:
+    """Return the trainings of an account in the order in which they were recorded."""
+    rows = tx.execute(
+        select(*(_tr[name] for name in Training.__dataclass_fields__))
+        .where(_tr.principal_id == principal_id)
+        .order_by(_tr.recorded_at, _tr.training_id)
+    )
+    return [Training(**row._asdict()) for row in rows]
 
 
 def list_delegations(

@@ -182,9 +182,24 @@ role_grant = Table(
     _text("revoked_by", nullable=True),
     _time("starts_at", nullable=True),
     _time("ends_at", nullable=True),
+    Column("needs_training", Boolean(), nullable=True),
     ForeignKeyConstraint(["principal_id"], ["principal.principal_id"]),
     Index(None, "principal_id"),
     Index(None, "study_code"),
+)
+training = Table(
+    "training",
+    metadata,
+    Column("training_id", Uuid(), primary_key=True),
+    _id("principal_id"),
+    _text("study_code", nullable=True),
+    _text("topic"),
+    Column("completed_on", Date(), nullable=False),
+    Column("valid_until", Date(), nullable=True),
+    _time("recorded_at"),
+    _text("recorded_by"),
+    ForeignKeyConstraint(["principal_id"], ["principal.principal_id"]),
+    Index(None, "principal_id"),
 )
 session = Table(
     "session",

@@ -41,6 +41,7 @@ UPDATES: Final = {
     "study": "fixed rotation status thaw",
     "study_key": "fixed rotation",
     "subject_flag": "no_update",
+    "training": "no_update",
     "trail_entry": "no_update",
     "trail_node": "no_update",
     "trail_restricted": "fixed rotation",

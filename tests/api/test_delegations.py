@@ -1,4 +1,4 @@
-"""Roles that are delegated for a time, and the log that tells who could do what on which day (USR-08, USR-19, D1)."""
+"""Roles that are delegated for a time or after a training, and who could do what on which day (USR-08, USR-19, D1)."""
 
 from datetime import timedelta
 from typing import Any
@@ -206,3 +206,120 @@ class TestLog:
         expect(house.person("coordinator").get(path), 403)
         entries = [one for one in house.trail(STUDY) if one["action"] == "delegation:list"]
         assert [one["outcome"] for one in entries] == ["done", "refused", "denied"]
+
+
+def train(house: House, who: Caller, completed: int, status: int = 201, /, **more: Json) -> Json:
+    """Record a training that was completed so many days before today."""
+    day = (house.clock.now - timedelta(days=completed)).date()
+    body = {"topic": "Protocol 2.1", "completed_on": day.isoformat(), **more}
+    return expect(house.admin.post(f"/v1/people/{who.username}/trainings", json=body), status)
+
+
+def day(house: House, **amount: float) -> str:
+    return (house.clock.now + timedelta(**amount)).date().isoformat()
+
+
+class TestTraining:
+    def test_a_role_waits_for_its_training(self, house: House) -> None:
+        """Ordinary acts are refused in plain words until it is on record, and again when it is over (USR-08)."""
+        house.register_study()
+        nurse = house.person(None)
+        granted = give(house, nurse, "coordinator", needs_training=True)
+        problem = expect(nurse.get(S), 403)
+        assert (problem["code"], problem["advice"][:27]) == ("training_required", "Ask the service administrat")
+        assert house.trail(STUDY, last=1)[0]["after"] == {"code": "training_required"}
+        # What the role does not include anyhow is refused as it was.
+        assert expect(nurse.get(f"{S}/delegations"), 403)["code"] == "forbidden"
+        train(house, nurse, 1, study_code="OTHER")
+        expect(nurse.get(S), 403)
+        train(house, nurse, 400, valid_until=day(house, days=-1))
+        expect(nurse.get(S), 403)
+        trained = train(house, nurse, 2, study_code=STUDY, valid_until=day(house))
+        expect(nurse.get(S), 200)
+        entry = house.trail(STUDY, last=2)[0]
+        assert (entry["action"], entry["actor"], entry["target"]) == (
+            "training:record",
+            "admin",
+            {"username": nurse.username},
+        )
+        assert entry["after"]["training_id"] == trained["training_id"]
+        house.clock.advance(days=1)
+        expect(nurse.get(S), 403)
+        listed = expect(house.admin.get(f"/v1/people/{nurse.username}/trainings"), 200)["items"]
+        assert [(one["study_code"], one["recorded_by"]) for one in listed] == [
+            ("OTHER", "admin"),
+            (None, "admin"),
+            (STUDY, "admin"),
+        ]
+        train(house, nurse, 0)
+        expect(nurse.get(S), 200)
+        expect(house.admin.delete(f"/v1/people/{nurse.username}/grants/{granted['grant_id']}"), 204)
+        expect(nurse.get(S), 404)
+
+    def test_who_could_do_what_takes_training_into_account(self, house: House) -> None:
+        """On a day without a training on record nobody could act by a role that waits for one; nor does it make a site ready."""
+        house.register_study()
+        monitor, doctor = house.person("monitor"), house.person(None)
+        give(house, doctor, "investigator", needs_training=True)
+        give(house, house.person(None), "investigator")
+        path = f"{S}/sites/01/activation"
+        before = house.clock.now
+        assert "two investigators" in expect(house.study_admins[STUDY].post(path, step_up=True), 409)["detail"]
+        house.clock.advance(hours=1)
+        # Whatever day it was completed on, it counts from its record on.
+        train(house, doctor, 30)
+        assert "two investigators" not in expect(house.study_admins[STUDY].post(path, step_up=True), 409)["detail"]
+        for at, there in ((before, False), (house.clock.now, True)):
+            listed = expect(monitor.get(f"{S}/delegations", at=at.isoformat()), 200)["items"]
+            assert (doctor.username in {one["username"] for one in listed}) is there
+
+    def test_a_missing_training_alerts_and_does_not_block_a_code_break(self, house: House) -> None:
+        """Never trained, or no more: the emergency break and its narrative are open, and the entry says so (D1, EUB-01)."""
+        running_study(house, subjects=1)
+        doctor = house.person(None)
+        body = {"subject_id": "01-0001", "reason_code": "overdose"}
+        give(house, doctor, "investigator", needs_training=True, ends_at=later(house, days=2))
+        expect(doctor.get(BREAKS), 403)
+        broken = expect(doctor.post(BREAKS, json=body, step_up=True), 201)
+        assert house.trail(STUDY, last=1)[0]["after"]["training_missing"] is True
+        told = f"{BREAKS}/{broken['code_break_id']}/narrative"
+        expect(doctor.post(told, json={"narrative": "A double dose."}), 201)
+        train(house, doctor, 1)
+        expect(doctor.post(BREAKS, json=body, step_up=True), 201)
+        assert "training_missing" not in house.trail(STUDY, last=1)[0]["after"]
+        # Whose delegation has ended as well acts after its end, and that is what the entry says.
+        house.clock.advance(days=3)
+        expect(doctor.post(BREAKS, json=body, step_up=True), 201)
+        after = house.trail(STUDY, last=1)[0]["after"]
+        assert (after.get("delegation_ended"), after.get("training_missing")) == (True, None)
+
+    def test_what_is_no_training(self, house: House) -> None:
+        """Days that make no sense, roles that wait for nothing, accounts that are not there (G2)."""
+        house.register_study()
+        nurse, edc = house.person(None), house.machine(None)
+        for more, field in (
+            ({"completed_on": day(house, days=1)}, "completed_on"),
+            ({"valid_until": day(house, days=-9)}, "valid_until"),
+            ({"completed_on": "2026-02-30"}, "completed_on"),
+            ({"topic": ""}, "topic"),
+            ({"study_code": "no/slash"}, "study_code"),
+        ):
+            problem = train(house, nurse, 1, 422, **more)
+            assert [fault["field"] for fault in problem["errors"]] == [field], more
+        assert give(house, edc, "edc_client", 422, needs_training=True)["errors"][0]["field"] == "needs_training"
+        admin = {"role": "service_admin", "needs_training": True}
+        refused = expect(house.admin.post(f"/v1/people/{nurse.username}/grants", json=admin), 422)
+        assert refused["errors"][0]["field"] == "needs_training"
+        expect(
+            house.admin.post("/v1/people/nobody.here/trainings", json={"topic": "x", "completed_on": "2026-01-01"}), 404
+        )
+        expect(house.admin.get(f"/v1/people/{edc.client_id}/trainings"), 404)
+
+    def test_a_repeated_record_is_answered_from_store(self, house: House) -> None:
+        """One training, however often its request arrives (C4)."""
+        nurse = house.person(None)
+        path, body = f"/v1/people/{nurse.username}/trainings", {"topic": "x", "completed_on": "2026-01-01"}
+        headers = {"Idempotency-Key": "one"}
+        first = expect(house.admin.post(path, json=body, headers=headers), 201)
+        assert expect(house.admin.post(path, json=body, headers=headers), 200) == first
+        assert len(expect(house.admin.get(path), 200)["items"]) == 1

@@ -63,6 +63,8 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
     "grant_role": ADMIN,
     "list_grants": ADMIN,
     "revoke_grant": ADMIN,
+    "record_training": ADMIN,
+    "list_trainings": ADMIN,
     "register_client": ADMIN,
     "deactivate_client": ADMIN,
     "issue_client_secret": ADMIN,

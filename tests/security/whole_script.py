@@ -310,10 +310,12 @@ class WholePlay(Play):
         admin, path = self.admin, f"/v1/people/{LEAVER}"
         issued = self.ask(admin, "POST", "/v1/people", person(LEAVER)).json()["password"]
         leaver = Person(LEAVER, issued, "", (Role.MONITOR,))
-        granted = self.ask(admin, "POST", f"{path}/grants", self.role(Role.MONITOR)).json()
+        granted = self.ask(admin, "POST", f"{path}/grants", {**self.role(Role.MONITOR), "needs_training": True}).json()
         self.tell(leaver, "GET", self.study)
         self.tell(leaver, "POST", "/v1/me/password", {"current": issued, "new": "short"})
         self.own(leaver, issued)
+        self.tell(leaver, "GET", self.study)
+        self.ask(admin, "POST", f"{path}/trainings", {"topic": "Blinding", "completed_on": "2026-11-01"})
         self.tell(leaver, "GET", self.study)
         self.tell(admin, "POST", f"{path}/grants", self.role(Role.MONITOR))
         self.tell(admin, "POST", f"{path}/grants", self.role(Role.STATISTICIAN))
