@@ -9,17 +9,21 @@ import signal
 import socket
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from app.domain.words import Role
+from app.domain.words import Action, Role
+from app.policy import PERMISSIONS
 from app.settings import Settings
 
 ROOT: Final = Path(__file__).parent.parent
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
 PORT: Final = "8123"
+_APART: Final = (Action.GRANT_ROLE, Action.GENERATE_SCHEDULE, Action.APPROVE_SCHEDULE, Action.ALLOCATE)
+"""Duties of which no role may hold two (rules A7, B10)."""
 
 CURL: Final = '''
 """Stands for curl, with the options of the tour, where there is none."""
@@ -113,6 +117,17 @@ class TestFacts:
     def test_roles(self) -> None:
         """Every role stands in the README."""
         assert set(re.findall(r"^\| `(\w+)` \|", section("Roles"), re.MULTILINE)) == {role.value for role in Role}
+
+    def test_duties(self) -> None:
+        """The matrix of separated duties is that of the policy, and no role holds two that exclude each other. [USR-04, USR-16]"""
+        told = {
+            duty: set(re.findall(r"`(\w+)`", holders))
+            for duty, holders in re.findall(r"^\| `(\w+:\w+)` \| (.*) \|$", section("Roles"), re.MULTILINE)
+        }
+        assert told == {duty: {role for role, may in PERMISSIONS.items() if duty in may} for duty in told}
+        assert told.keys() >= {*_APART, "code_break:create", "final_unblinding:release", "trail:read"}
+        for one, other in combinations(_APART, 2):
+            assert not told[one] & told[other], (one, other)
 
     def test_paths(self) -> None:
         """Every file that the README names is there."""
