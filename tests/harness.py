@@ -101,6 +101,13 @@ def signed_as(caller: "Caller", meaning: str) -> dict[str, str]:
     return {"meaning": meaning, "printed_name": f"Person {caller.username}"}
 
 
+def drill(*people: "Caller", study: str = STUDY, site: str = "01") -> None:
+    """Have people practise the code break at a site, which is activated only then."""
+    body = {"subject_id": f"DRILL-{site}", "reason_code": "overdose"}
+    for who in people:
+        expect(who.post(f"/v1/studies/{study}/drills", json=body, step_up=True), 201)
+
+
 class TickingClock:
     """A frozen clock that ticks: each call is one millisecond later than the one before."""
 

@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from app.domain.words import Role
 from tests import harness
-from tests.harness import STUDY, STUDY_BODY, Caller, House, Json, expect
+from tests.harness import STUDY, STUDY_BODY, Caller, House, Json, drill, expect
 from tests.memory import remembered
 
 S: Final = f"/v1/studies/{STUDY}"
@@ -120,7 +120,7 @@ def _begun(house: House, kits_per_arm: int, length: int, list_csv: str, **fields
         role: house.person(role)
         for role in ("statistician", "list_approver", "supply_manager", "pharmacist", "investigator")
     }
-    house.person(Role.INVESTIGATOR)
+    drill(people["investigator"], house.person(Role.INVESTIGATOR))
     admin = house.study_admins[STUDY]
     specification = {"block_sizes": [2, 4], "block_size_weights": [1, 1], "length_per_stratum": length, "fill": "exact"}
     path, body = f"{S}/schedules", specification

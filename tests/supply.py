@@ -18,7 +18,7 @@ from app.services.audited import Act, T, audited
 from app.services.context import RequestContext
 from app.services.evidence import open_kit
 from app.storage import kits
-from tests.harness import STUDY, Caller, House, Json, expect
+from tests.harness import STUDY, Caller, House, Json, drill, expect
 from tests.memory import remembered
 
 S = f"/v1/studies/{STUDY}"
@@ -184,7 +184,7 @@ def _begun(house: House, per_arm: int | Mapping[str, int], length: int, **study:
         house.person("investigator"),
         house.person("pharmacist"),
     )
-    house.person("investigator")
+    drill(running.investigator, house.person("investigator"))
     body = {"block_sizes": [2, 4], "length_per_stratum": length, "fill": "exact"}
     made = expect(running.statistician.post(f"{S}/schedules", json=body, step_up=True), 201)
     approval = {"commitment": made["commitment"], "meaning": "approval"}

@@ -45,6 +45,7 @@ BREAKING: Final = frozenset({Action.BREAK_CODE, Action.UNBLIND_FOR_SAFETY, Actio
 REVEALING: Final = frozenset(
     {
         Action.BREAK_CODE,
+        Action.DRILL,
         Action.UNBLIND_FOR_SAFETY,
         Action.OPEN_FOR_THIRD_PARTY,
         Action.RELEASE_PACKING_LIST,
@@ -74,7 +75,7 @@ REVEALING: Final = frozenset(
         Action.CHANGE_PASSWORD,
     }
 )
-"""Answers that no cache may keep: an arm, whose safety case it was, a list or its block sizes, a credential (BLD-13, rule B7)."""
+"""Answers that no cache may keep: an arm, or a drill's, whose safety case, a list or its block sizes, a credential (BLD-13, B7)."""
 
 HONOURING_KEY: Final = frozenset(
     {
@@ -115,6 +116,7 @@ HONOURING_KEY: Final = frozenset(
         Action.RECORD_ACCIDENT,
         Action.REQUEST_THIRD_PARTY,
         Action.ADD_CONTACT,
+        Action.DRILL,
         Action.ENTER_OPENING,
         Action.REQUEST_INTERIM,
         Action.REQUEST_FINAL_UNBLINDING,

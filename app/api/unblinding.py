@@ -129,6 +129,10 @@ class CodeBreakRecordRead(Signed):
         Field(examples=["service"], description="`envelope`: opened while the service was down, entered afterwards"),
     ]
     opened_by: Annotated[str | None, Field(examples=[None], description="who opened the envelope")]
+    seconds_to_reveal: Annotated[
+        float | None,
+        Field(examples=[41.5], description="from this person's first request, challenged or not, within the hour"),
+    ]
 
 
 class SafetyUnblindingRequest(Body):

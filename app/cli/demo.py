@@ -281,6 +281,8 @@ def _invite(trial: Trial) -> tuple[list[Person], Person]:
     """Let everybody join: those who act in the run, and one person for each role who is listed and does nothing."""
     for role in ACTORS:
         trial.join(f"run.{role.value}", role)
+    # A site is activated once two people there have practised the code break.
+    trial.join("run.second_investigator", Role.INVESTIGATOR)
     listed = [trial.join(f"demo.{role.value}", role) for role in TEAM]
     trial.edc = trial.join_machine("EDC system")
     admin = Person("demo.service_admin", "", "", (Role.SERVICE_ADMIN,))

@@ -340,8 +340,15 @@ class Trial:
                 return codes
             cursor = f"&cursor={page['next_cursor']}"
 
+    def drill(self) -> None:
+        """Have two investigators of the site practise the code break."""
+        body = {"subject_id": f"DRILL-{self.site_code}", "reason_code": "overdose"}
+        for who in self.people[Role.INVESTIGATOR][:2]:
+            self.ask(who, "POST", f"{self.study}/drills", body, step_up=True)
+
     def open(self) -> None:
-        """Activate the site and open the study."""
+        """Practise the code break, activate the site and open the study."""
+        self.drill()
         admin = self.who(Role.STUDY_ADMIN)
         self.ask(admin, "POST", f"{self.study}/sites/{self.site_code}/activation", step_up=True)
         self.ask(

@@ -247,6 +247,8 @@ class Action(StrEnum):
     BREAK_CODE = "code_break:create"
     ADD_NARRATIVE = "code_break:add_narrative"
     READ_CODE_BREAKS = "code_break:list"
+    DRILL = "drill:create"
+    READ_DRILLS = "drill:list"
     RELEASE_SHEETS = "envelope:release_sheets"
     ENTER_OPENING = "envelope:enter_opening"
     READ_ENVELOPES = "envelope:read"

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from app.domain.contents import Binding
+from app.domain.drills import is_dummy
 from app.domain.encoding import canonical_json, encode
 from app.domain.schedules import stratum_code
 from app.domain.signatures import RecordKind, SignatureShown
@@ -139,6 +140,9 @@ def allocate(ctx: RequestContext, study: StudyCode, wanted: AllocationRequest) -
             subject_key=key,
             site_code=wanted.site_code,
         )
+        if is_dummy(key):
+            message = "Identifiers that begin with DRILL- are kept for code-break drills."
+            raise Invalid(message, "subject_id")
         _check_confirmations(act, wanted)
         code = _stratum(act, wanted)
         act.at_site(wanted.site_code)

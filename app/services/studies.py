@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from app.domain.signatures import RecordKind, SignatureShown
@@ -24,8 +25,11 @@ from app.services.audited import Act, audited
 from app.services.context import RequestContext
 from app.services.signatures import Content, sign, with_signatures
 from app.services.stock import holds_floor
-from app.storage import people, schedules, studies
+from app.storage import drills, people, schedules, studies
 from app.storage.studies import Definition, Site, StudyHead
+
+_ABLE_TO_BREAK: Final = 2
+"""So many people at a site can break a code, and have practised it, before it is activated (EUB-16, EUB-18)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +48,9 @@ class RegisteredStudy:
     stratify_by_site: bool
     backup_contact: str
     registered_at: datetime
+    further_kits_after_break: FurtherKits = FurtherKits.ALLOWED
     is_signed: bool = False
     signatures: tuple[SignatureShown, ...] = ()
-    further_kits_after_break: FurtherKits = FurtherKits.ALLOWED
 
 
 def _registered(mode: Mode, head: StudyHead, definition: Definition) -> RegisteredStudy:
@@ -187,8 +191,14 @@ def activate_site(ctx: RequestContext, study: StudyCode, site_code: SiteCode) ->
         act.note(target={"site_code": site_code}, site_code=site_code)
         site = studies.get_site(act.tx, study_id, site_code)
         missing = []
-        if people.count_able_to_break(act.tx, study, site_code, act.now) < 2:  # noqa: PLR2004  # EUB-16: two people
+        able = [who for _, who in people.list_able_to_break(act.tx, study, act.now, site_code)]
+        if len(able) < _ABLE_TO_BREAK:
             missing.append("two investigators there with a password and a second factor of their own")
+        drilled = drills.list_last_drills(act.tx, study_id)
+        to_do = [who for who in able if (site_code, who) not in drilled]
+        if len(able) - len(to_do) < _ABLE_TO_BREAK:
+            names = f" (to do: {', '.join(to_do)})" if to_do else ""
+            missing.append(f"a code-break drill by each of two people there{names}")
         if not schedules.has_status(act.tx, study_id, ScheduleStatus.ACTIVE):
             missing.append("an active allocation list")
         arms = [arm.arm_code for arm in studies.list_arms(act.tx, study_id)]

@@ -5,13 +5,14 @@ signed: whatever disagrees gives no answer. No entry here has a field for an arm
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, cast
 from uuid import UUID
 
 import structlog
 
+from app.domain.drills import ONE_GO, seconds_to_reveal
 from app.domain.kits import STEPS, Step
 from app.domain.sealed import Column, SealContext
 from app.domain.signatures import RecordKind, SignatureShown
@@ -45,7 +46,7 @@ from app.services.final_package import FinalPackage
 from app.services.outbox import tell_of_break, wake_sender
 from app.services.signatures import Content, code_break_content, request_content, sign, with_signatures
 from app.services.treatments import Shown, contact_when_unavailable, open_kit_of_nobody, open_subject
-from app.storage import allocations, dual_control, kits, unblinding
+from app.storage import allocations, dual_control, kits, trail, unblinding
 from app.storage.database import LOCK_TIMEOUT_MS, Transaction, TryAgain
 from app.storage.dual_control import DualControlRequest
 from app.storage.kits import KitRow
@@ -279,9 +280,33 @@ def list_code_breaks(ctx: RequestContext, study: StudyCode, limit: int, cursor: 
         following = None
         if len(found) > limit:
             following = pages.cursor_in_time(act, items[-1].broken_at, items[-1].code_break_id, until)
-        return CodeBreakPage(with_signatures(act, RecordKind.CODE_BREAK, items, _signed_break), following)
+        return CodeBreakPage(with_signatures(act, RecordKind.CODE_BREAK, _timed(act, items), _signed_break), following)
 
     return audited(ctx, Action.READ_CODE_BREAKS, work, study=study)
+
+
+def _timed(act: Act, records: Sequence[CodeBreakRecord]) -> list[CodeBreakRecord]:
+    """Return code breaks with the time that each took from the person's first request (EUB-03).
+
+    It is told from the trail when the register is read, so that nothing is looked up while somebody waits for a treatment.
+    """
+    by_service = [record for record in records if record.opened_by is None]
+    if not by_service:
+        return list(records)
+    study_id, people = act.study.study_id, {record.broken_by for record in by_service}
+    begin, end = by_service[0].broken_at - ONE_GO, by_service[-1].broken_at
+    subjects = {key for record in by_service if (key := record.code_break.subject_key) is not None}
+    tries = trail.list_tries(act.tx, study_id, Action.BREAK_CODE, people, subjects, begin, end)
+    reveals = unblinding.list_break_times(act.tx, study_id, people, begin, end)
+
+    def took(record: CodeBreakRecord) -> float:
+        refused = [one.at for one in tries if one.actor == record.broken_by and one.outcome != unblinding.AUTHORISED]
+        before = [at for who, at in reveals if who == record.broken_by]
+        return seconds_to_reveal(record.broken_at, refused, before)
+
+    return [
+        replace(record, seconds_to_reveal=took(record)) if record.opened_by is None else record for record in records
+    ]
 
 
 def _signed_break(record: CodeBreakRecord) -> tuple[str, Content]:

@@ -642,24 +642,29 @@ def list_holders(tx: Transaction, study_code: StudyCode, roles: Sequence[Role] =
     return [Holder(row.name, Role(row.role), row.site_code) for row in rows]
 
 
-def count_able_to_break(tx: Transaction, study_code: StudyCode, site_code: SiteCode, now: datetime) -> int:
-    """Return how many people at a site can break a code now: active investigators with a second factor of their own (EUB-16)."""
-    return int(
-        tx.execute(
-            select(func.count(func.distinct(_p.principal_id)))
-            .select_from(
-                tables.role_grant.join(tables.principal, _p.principal_id == _g.principal_id).join(
-                    tables.credential, _c.principal_id == _p.principal_id
-                )
+def list_able_to_break(
+    tx: Transaction, study_code: StudyCode, now: datetime, site_code: SiteCode | None = None
+) -> list[tuple[SiteCode, Username]]:
+    """Return who can break a code now at which site: active investigators with a second factor of their own (EUB-16)."""
+    query = (
+        select(_g.site_code, _p.name)
+        .distinct()
+        .select_from(
+            tables.role_grant.join(tables.principal, _p.principal_id == _g.principal_id).join(
+                tables.credential, _c.principal_id == _p.principal_id
             )
-            .where(
-                _g.study_code == study_code,
-                _g.site_code == site_code,
-                _g.role == Role.INVESTIGATOR,
-                *_held_at(now),
-                _p.is_active,
-                _c.must_change.is_(False),
-                _c.sealed_totp_secret.is_not(None),
-            )
-        ).scalar_one()
+        )
+        .where(
+            _g.study_code == study_code,
+            _g.role == Role.INVESTIGATOR,
+            _g.site_code.is_not(None),
+            *_held_at(now),
+            _p.is_active,
+            _c.must_change.is_(False),
+            _c.sealed_totp_secret.is_not(None),
+        )
+        .order_by(_g.site_code, _p.name)
     )
+    if site_code is not None:
+        query = query.where(_g.site_code == site_code)
+    return [(SiteCode(row.site_code), Username(row.name)) for row in tx.execute(query)]

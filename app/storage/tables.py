@@ -533,6 +533,16 @@ code_break = _of_study(
     PrimaryKeyConstraint("study_id", "code_break_id"),
     Index(None, "study_id", "subject_key"),
 )
+drill = _of_study(
+    "drill",
+    _id("drill_id"),
+    _text("site_code"),
+    _text("username"),
+    _time("revealed_at"),
+    _number("reveal_ms"),
+    PrimaryKeyConstraint("study_id", "drill_id"),
+    Index(None, "study_id", "site_code", "username"),
+)
 safety_unblinding = _of_study(
     "safety_unblinding",
     _id("safety_unblinding_id"),

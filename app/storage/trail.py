@@ -253,6 +253,35 @@ def list_receipts(
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Try:
+    """That somebody asked for something, and what came of it."""
+
+    at: datetime
+    actor: str
+    outcome: str
+
+
+def list_tries(
+    tx: Transaction,
+    study_id: UUID,
+    action: Action,
+    actors: Collection[str],
+    subjects: Collection[SubjectKey],
+    begin: datetime,
+    end: datetime,
+) -> list[Try]:
+    """Return who asked for an action between two moments, both included: about one of some subjects, or before one was named."""
+    whose = or_(_e.subject_key.is_(None), _e.subject_key.in_(list(subjects)))
+    rows = tx.execute(
+        select(_e.at, _e.actor, _e.body)
+        .where(_e.study_id == study_id, _e.action == action, whose, _e.actor.in_(list(actors)))
+        .where(_e.at >= begin, _e.at <= end)
+        .order_by(_e.segment, _e.log_index)
+    )
+    return [Try(row.at, row.actor, json.loads(row.body)["outcome"]) for row in rows]
+
+
 def find_restricted(tx: Transaction, study_id: UUID, segment: int, log_index: int) -> Sealed | None:
     """Return the sealed restricted part of an entry, or None when it has none or it was erased."""
     token = tx.execute(

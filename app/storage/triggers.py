@@ -18,6 +18,7 @@ UPDATES: Final = {
     "consignment": "fixed",
     "deployment": "fixed",
     "dual_control_request": "fixed once rotation",
+    "drill": "no_update",
     "envelope": "fixed once",
     "factor": "no_update",
     "kit": "fixed rotation",

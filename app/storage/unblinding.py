@@ -83,6 +83,8 @@ class CodeBreakRecord:
     opened_by: str | None
     code_break: NewCodeBreak
     """As it was recorded: what was signed."""
+    seconds_to_reveal: float | None = None
+    """From the person's first request; none for an envelope."""
     is_signed: bool = False
     signatures: tuple[SignatureShown, ...] = ()
 
@@ -185,6 +187,22 @@ def _code_break(row: Row[Any]) -> CodeBreakRecord:
         row.opened_by,
         code_break,
     )
+
+
+def list_break_times(
+    tx: Transaction, study_id: UUID, people: Collection[str], begin: datetime, end: datetime
+) -> list[tuple[str, datetime]]:
+    """Return when which of some people broke a code by the service, between two moments."""
+    rows = tx.execute(
+        select(_b.broken_by, _b.broken_at).where(
+            _b.study_id == study_id,
+            _b.broken_by.in_(list(people)),
+            _b.broken_at >= begin,
+            _b.broken_at <= end,
+            _b.opened_by.is_(None),
+        )
+    )
+    return [(row.broken_by, row.broken_at) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,7 @@ class TestBreakCode:
                 "opened_by": None,
                 "is_signed": True,
                 "signatures": item["signatures"],
+                "seconds_to_reveal": 0.0,
             }
             read = expect(caller.get(f"{S}/subjects/{subject}/allocation"), 200)
             assert read["flags"]["unblinded_at"] == answer["revealed_at"]

@@ -30,7 +30,7 @@ from app.services import audited, keys
 from app.storage import database, tables
 from app.storage.database import CommitUncertain, Transaction
 from app.verifier import verify_trail
-from tests.harness import STUDY, STUDY_BODY, Caller, House, Json, expect
+from tests.harness import STUDY, STUDY_BODY, Caller, House, Json, drill, expect
 from tests.memory import remembered
 from tests.reliability.model import MAY, Divergence, Enrolment, Expected, Model, Person, Segment, Slot, same
 from tests.running_study import S
@@ -135,6 +135,9 @@ def _begin(house: House) -> Start:
         model.slots[level] = [*model.segments[made["schedule_id"]].slots[level]]
     for code, per_arm, day in (("C1", 4, date(2026, 11, 25)), ("C2", 3, date(2026, 12, 8))):
         _stock(house, callers, model, code, per_arm, day)
+    for place, able in (("01", ("doctor", "assistant")), ("02", ("colleague", "locum"))):
+        drill(*(callers[one] for one in able), site=place)
+        model.drilled[place] = {*able}
     expect(admin.post(f"{S}/sites/01/activation", step_up=True), 200)
     expect(admin.post(f"{S}/status", json={"status": "open", "reason": "Ready."}, step_up=True), 200)
     return Start(callers, model, made["schedule_id"], len(house.trail(STUDY)))

@@ -281,6 +281,8 @@ class Model:
     people: dict[str, Person]
     status: str = "open"
     active: set[str] = field(default_factory=set)
+    drilled: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Who has practised the code break at which site."""
     segments: dict[str, Segment] = field(default_factory=dict)
     slots: dict[str, list[Slot]] = field(default_factory=lambda: defaultdict(list))
     """What the active segments hold for each stratum, in order."""
@@ -787,7 +789,8 @@ class Model:
             one.site == site and one.status == "assignable" and one.unusable_from > today and self._holds_floor(one)
             for one in self.consignments.values()
         )
-        if len(able) < 2 or not is_stocked or all(segment.status != "active" for segment in self.segments.values()):
+        ready = self.drilled[site].intersection(able)
+        if len(ready) < 2 or not is_stocked or all(segment.status != "active" for segment in self.segments.values()):
             raise Refused(409, "site_not_ready")
         if site in self.active:
             raise Refused(409, "illegal_transition")

@@ -239,6 +239,7 @@ class Sponsor:
         for site in sites:
             trial.site_code = site
             self._stock(trial, [f"{site}-{number}" for number in range(consignments)], kits_per_arm)
+            trial.drill()
             trial.ask(trial.who(Role.STUDY_ADMIN), "POST", f"{trial.study}/sites/{site}/activation", step_up=True)
         trial.ask(
             trial.who(Role.STUDY_ADMIN),

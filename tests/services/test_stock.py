@@ -18,7 +18,7 @@ from app.storage import kits, tables
 from app.storage.database import TryAgain
 from app.storage.kits import Assignable, SealedKit
 from tests import supply
-from tests.harness import Caller, House, expect
+from tests.harness import Caller, House, drill, expect
 from tests.supply import ARMS, S, Trial
 
 ZONE = "Asia/Shanghai"
@@ -112,7 +112,7 @@ class TestFloor:
         """Same body, same headers, same entry; no kit and no slot is used [B6, BLD-08, ASG-16]"""
         trial = supply.trial(house, per_arm=3, sites=("01", "02"))
         doctor, other = trial.another("investigator", "02"), trial.another("pharmacist", "02")
-        house.person("investigator", site="02")
+        drill(doctor, house.person("investigator", site="02"), site="02")
         trial.stock("C2", per_arm=3, site="02", by=other)
         expect(trial.study_admin.post(f"{S}/sites/02/activation", step_up=True), 200)
         quarantine(trial, some_of(trial, "C1", ARMS[0])[0])

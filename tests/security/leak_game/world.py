@@ -24,7 +24,7 @@ from sqlalchemy import select
 
 from app.domain.words import ConsignmentStatus, Role, StudyCode
 from app.storage import tables
-from tests.harness import STUDY_BODY, Caller, House, Json, expect
+from tests.harness import STUDY_BODY, Caller, House, Json, drill, expect
 
 ARMS: Final = tuple(str(arm["arm_code"]) for arm in STUDY_BODY["arms"])
 _PLACES: Final = re.compile(r"'\{([0-9]+(?:,[0-9]+)+)\}'")
@@ -182,6 +182,7 @@ class Traffic:
         for site in self._sites:
             for _ in range(2):
                 self._deliver(site)
+            drill(*self._people.investigators, study=self.study, site=site)
             expect(admin.post(f"{self._path}/sites/{site}/activation", step_up=True), 200)
         opened = {"status": "open", "reason": "All sites are ready."}
         expect(admin.post(f"{self._path}/status", json=opened, step_up=True), 200)
@@ -365,6 +366,10 @@ class People:
         self._house = house
         self.statistician, self.list_approver, self.supply_manager = (house.person(None) for _ in range(3))
         self.pharmacist, self.investigator, self._second = (house.person(None) for _ in range(3))
+
+    @property
+    def investigators(self) -> tuple[Caller, Caller]:
+        return self.investigator, self._second
 
     def join(self, study: str, sites: Sequence[str]) -> None:
         """Give everybody the roles in one more study."""
