@@ -17,7 +17,7 @@ TELLS_NOTHING: Final = frozenset(
     {
         *(Action.SIGN_IN, Action.STEP_UP, Action.SIGN_OUT, Action.ISSUE_TOKEN, Action.CHANGE_PASSWORD),
         *(Action.LIST_SESSIONS, Action.END_SESSIONS, Action.READ_DELEGATIONS),
-        *(Action.ADD_CONTACT, Action.READ_RECEIVERS, Action.REMOVE_RECEIVER),
+        *(Action.ADD_CONTACT, Action.ADD_WEBHOOK, Action.READ_RECEIVERS, Action.REMOVE_RECEIVER),
         *(Action.RECORD_TRAINING, Action.LIST_TRAININGS),
         *(Action.READ_SELF, Action.REGISTER_PERSON, Action.LIST_PEOPLE, Action.DEACTIVATE_PERSON),
         *(Action.RESET_PERSON, Action.REGISTER_CLIENT, Action.GRANT_ROLE, Action.LIST_GRANTS, Action.REVOKE_GRANT),
