@@ -23,6 +23,7 @@ from app.api import (
     envelopes,
     health,
     interim,
+    issuers,
     kits,
     notices,
     passkeys,
@@ -41,7 +42,7 @@ from app.api.edge import Edge
 from app.api.problems import entered_field_of, of_error, of_http, of_validation, request_id_of
 from app.errors import KeyUnavailable, RevealUnavailable, SnoseError, Unavailable
 from app.process import configure_logs, refuse_core_dumps
-from app.services import audited
+from app.services import audited, outside
 from app.services.keeper import Keeper
 from app.services.startup import Surroundings, unseal
 from app.settings import Settings
@@ -51,6 +52,7 @@ DOORS: Final = (
     people.door,
     people.token_door,
     clients.door,
+    issuers.door,
     passkeys.door,
     studies.door,
     schedules.door,
@@ -160,6 +162,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     try:
         deployment_of(request)
         context = getattr(request.state, "context", None) or await context_of(request)
+        await run_in_threadpool(outside.admit, context)
         fields = sorted({entered_field_of(fault) for fault in invalid.errors()})
         await run_in_threadpool(audited.admit_invalid, context, study_of(request), fields)
     except SnoseError as refusal:

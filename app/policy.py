@@ -35,6 +35,14 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
             Action.ADD_CLIENT_KEY,
             Action.LIST_CLIENT_CREDENTIALS,
             Action.REVOKE_CLIENT_CREDENTIAL,
+            Action.REGISTER_ISSUER,
+            Action.CONFIRM_ISSUER,
+            Action.LIST_ISSUERS,
+            Action.REVOKE_ISSUER,
+            Action.LINK_IDENTITY,
+            Action.CONFIRM_IDENTITY,
+            Action.LIST_IDENTITIES,
+            Action.END_IDENTITY,
             Action.GRANT_ROLE,
             Action.LIST_GRANTS,
             Action.REVOKE_GRANT,
@@ -233,6 +241,8 @@ OWN: Final = frozenset(
         Action.ADD_PASSKEY,
         Action.LIST_PASSKEYS,
         Action.REMOVE_PASSKEY,
+        Action.READ_OWN_IDENTITIES,
+        Action.CONFIRM_OWN_IDENTITY,
     }
 )
 """What everybody may do who is signed in, with one's own account."""
@@ -242,6 +252,9 @@ PUBLIC: Final = frozenset({Action.SIGN_IN, Action.ISSUE_TOKEN, Action.CHALLENGE_
 
 ELEVATED: Final = frozenset(
     {
+        Action.CONFIRM_ISSUER,
+        Action.CONFIRM_IDENTITY,
+        Action.CONFIRM_OWN_IDENTITY,
         Action.ACTIVATE_SITE,
         Action.SET_STUDY_STATUS,
         Action.GENERATE_SCHEDULE,
@@ -325,6 +338,10 @@ PRIVILEGED: Final = ELEVATED | {
     Action.ISSUE_CLIENT_SECRET,
     Action.ADD_CLIENT_KEY,
     Action.REVOKE_CLIENT_CREDENTIAL,
+    Action.REGISTER_ISSUER,
+    Action.REVOKE_ISSUER,
+    Action.LINK_IDENTITY,
+    Action.END_IDENTITY,
     Action.GRANT_ROLE,
     Action.REVOKE_GRANT,
     Action.RECORD_TRAINING,
@@ -334,6 +351,18 @@ PRIVILEGED: Final = ELEVATED | {
 
 _ANYWHERE: Final = frozenset({Action.READ_SERVICE_TRAIL, Action.REGISTER_STUDY})
 """What a role of any one study includes outside the studies; registering looks at its own study inside."""
+
+_LOCAL: Final = frozenset(
+    {
+        Action.CHANGE_PASSWORD,
+        Action.STEP_UP,
+        Action.BEGIN_PASSKEY,
+        Action.ADD_PASSKEY,
+        Action.REMOVE_PASSKEY,
+        Action.CONFIRM_OWN_IDENTITY,
+    }
+)
+"""What touches the factors of a local account, or lets another identity stand for it: never by an outside issuer's word."""
 
 _DESPITE_EXPIRY: Final = frozenset({Action.BREAK_CODE, Action.ADD_NARRATIVE})
 """An expired password, training or delegation alerts and does not stand before a code break; a revocation does (rule D1)."""
@@ -375,6 +404,9 @@ def decide(action: Action, principal: Principal | None, study: StudyCode | None,
     if action in OWN:
         if principal.is_machine and action is not Action.SIGN_OUT and action is not Action.READ_SELF:
             raise Forbidden
+        if principal.is_outside and action in _LOCAL:
+            message = "Sign in with your own password for this: an outside issuer vouches for nothing of it."
+            raise Forbidden(message)
         if action in ELEVATED:
             _require_fresh_proof(principal, now)
         return Decision(None, None)

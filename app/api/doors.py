@@ -25,7 +25,7 @@ from app.api.schemas import STUDY_CODE
 from app.domain.encoding import canonical_json
 from app.domain.words import Action, StudyCode
 from app.errors import Invalid, KeyUnavailable, NotAuthenticated
-from app.services import audited
+from app.services import audited, outside
 from app.services.context import SEALED_MESSAGE, Deployment, RequestContext, token_digest_of
 from app.services.proofs import request_digest
 
@@ -82,6 +82,11 @@ HONOURING_KEY: Final = frozenset(
         Action.GRANT_ROLE,
         Action.ADD_CLIENT_KEY,
         Action.RECORD_TRAINING,
+        Action.REGISTER_ISSUER,
+        Action.CONFIRM_ISSUER,
+        Action.LINK_IDENTITY,
+        Action.CONFIRM_IDENTITY,
+        Action.CONFIRM_OWN_IDENTITY,
         Action.DEACTIVATE_PERSON,
         Action.DECLARE_RECOVERY,
         Action.REGISTER_STUDY,
@@ -229,7 +234,11 @@ def _in_one_hand_over(function: Callable[..., Any]) -> Callable[..., Coroutine[A
 
     @wraps(function)
     async def route(**arguments: object) -> object:
-        return await run_in_threadpool(function, **arguments)
+        return await run_in_threadpool(admitted, **arguments)
+
+    def admitted(**arguments: Any) -> object:  # noqa: ANN401  # as the route takes them
+        outside.admit(arguments["ctx"])
+        return function(**arguments)
 
     return route
 
@@ -363,6 +372,7 @@ async def context_of(request: Request) -> RequestContext:
         getattr(request.state, "fingerprint", b""),
         signed,
         b"" if signed is None else await _digest_of_this(request),
+        _outside_token(request),
     )
     request.state.context = context
     return context
@@ -371,15 +381,20 @@ async def context_of(request: Request) -> RequestContext:
 Context = Annotated[RequestContext, Depends(context_of)]
 
 
+def _bearer(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def _outside_token(request: Request) -> str | None:
+    """Return a token that may be of an outside issuer; ours hold no dot."""
+    token = _bearer(request)
+    return token if "." in token else None
+
+
 def _token_digest(request: Request) -> bytes | None:
-    header = request.headers.get("authorization")
-    if header is None:
-        return None
-    scheme, _, token = header.partition(" ")
-    if scheme.lower() != "bearer":
-        return None
     try:
-        return token_digest_of(token.strip())
+        return token_digest_of(_bearer(request))
     except NotAuthenticated:
         return None
 

@@ -60,6 +60,8 @@ class Principal:
     """Roles that were delegated for a time that is over, and were not revoked: they open nothing but a code break (rule D1)."""
     untrained_grants: tuple[HeldGrant, ...] = ()
     """Roles that wait for a training that is not on record, or is over: likewise."""
+    is_outside: bool = False
+    """Known by the word of an outside issuer, in this session."""
 
     @property
     def lapsed_grants(self) -> tuple[HeldGrant, ...]:

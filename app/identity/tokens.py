@@ -12,6 +12,7 @@ from typing import Final
 
 from app.domain.entropy import Entropy
 from app.errors import NotAuthenticated, WrongCredentials
+from app.identity.jose import LONGEST_TOKEN
 
 # The prefixes let scanners of repositories and logs find what should not be there.
 _TOKEN: Final = "snose_"  # a prefix, not a secret
@@ -34,6 +35,13 @@ def token_digest(token: str) -> bytes:
     Raises ``NotAuthenticated`` for what cannot be a token, so that garbage costs no look into the database.
     """
     if not _is_formed(token, _TOKEN):
+        raise NotAuthenticated
+    return hashlib.sha256(token.encode("ascii")).digest()
+
+
+def outside_digest(token: str) -> bytes:
+    """Return the 32 bytes under which a session by an outside token is found; raise ``NotAuthenticated`` for a long one."""
+    if len(token) > LONGEST_TOKEN or not token.isascii():
         raise NotAuthenticated
     return hashlib.sha256(token.encode("ascii")).digest()
 

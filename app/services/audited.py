@@ -300,7 +300,7 @@ def describe(action: Action) -> str:
         return "nobody: this is how one becomes known"
     proof = " with a fresh one-time code" if action in policy.ELEVATED else ""
     if action in policy.OWN:
-        return "anyone signed in" + proof
+        return f"anyone signed in{proof}"
     roles = sorted(role for role, actions in policy.PERMISSIONS.items() if action in actions)
     return ", ".join(roles) + proof
 
@@ -314,13 +314,17 @@ def enter_by_service(
     after: Part | None = None,
     site_code: SiteCode | None = None,
     work: Callable[[Transaction], None] | None = None,
+    actor: str | None = None,
 ) -> LogState:
-    """Enter what the service itself did or saw, under its own name (AUD-17); ``work`` is done in the same transaction."""
+    """Enter what the service itself did or saw, under its own name (AUD-17) unless one is given.
+
+    ``work`` is done in the same transaction.
+    """
     with deployment.database.transaction() as tx:
         if work is not None:
             work(tx)
         ctx = RequestContext(deployment, Action.READ_SELF, None, deployment.entropy.draw("request id", 16).hex(), "")
-        note = _Note(action, "done", None, None, target, after=after, site_code=site_code)
+        note = _Note(action, "done", None, None, target, after=after, site_code=site_code, actor=actor)
         state = _append(tx, ctx, study, note, deployment.clock())
     deployment.checkpoints.saw(state)
     return state

@@ -11,7 +11,7 @@ from app.domain.entropy import Entropy
 from app.domain.words import Action, Factor, Mode, StudyCode
 from app.identity.passkeys import RelyingParty
 from app.identity.passwords import PLACES, Passwords
-from app.identity.tokens import token_digest
+from app.identity.tokens import outside_digest, token_digest
 from app.sealing.ring import KeyRing
 from app.sealing.signing import SigningKeys
 from app.services.checkpoints import CheckpointKeeper
@@ -120,6 +120,8 @@ class RequestContext:
     """What a passkey has signed for this one request, where the caller sent that along."""
     request_digest: bytes = b""
     """What the passkey must have signed: method, path and body."""
+    outside_token: str | None = None
+    """A token of an outside issuer, as it came; nobody has looked at it."""
     replayed: bool = field(default=False, init=False)
     checkpoint: str | None = field(default=None, init=False)
     """``<size> <root> <signature>`` of the log after this act, for the header ``Audit-Checkpoint``."""
@@ -130,8 +132,8 @@ class RequestContext:
 
 
 def token_digest_of(token: str) -> bytes:
-    """Return the digest under which a bearer token is known; raise ``NotAuthenticated`` for what was never one of ours."""
-    return token_digest(token)
+    """Return the digest under which a bearer token is known; raise ``NotAuthenticated`` for what cannot be one."""
+    return outside_digest(token) if "." in token else token_digest(token)
 
 
 SEALED_MESSAGE: Final = "The service has no access to its keys and answers health checks only."

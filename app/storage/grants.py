@@ -28,6 +28,8 @@ CHANGEABLE: Final = {
     "former_secret": ("ends_at",),
     "client_key": ("revoked_at", "revoked_by"),
     "passkey": ("sign_count", "last_challenge_at", "last_request", "removed_at"),
+    "issuer": ("confirmed_at", "confirmed_by", "revoked_at", "revoked_by"),
+    "identity_link": ("confirmed_at", "confirmed_by", "ended_at", "ended_by", "proof_spent_until"),
     "role_grant": ("revoked_at", "revoked_by"),
     "session": ("proof_at", "proof_spent_at", "ended_at", "used_at"),
     "study": (

@@ -23,6 +23,7 @@ _s = tables.session.c
 _first = tables.session.alias("first")
 _f = _first.c
 _t = tables.sign_in_tries.c
+_l = tables.identity_link.c
 _tr = tables.training.c
 
 
@@ -145,6 +146,8 @@ _FIND_SESSION: Final = (
         _used_at.label("used_at"),
         _s.proof_at,
         _s.proof_spent_at,
+        _s.link_id,
+        _l.proof_spent_until,
         _p.principal_id,
         _p.name,
         _p.display_name,
@@ -161,6 +164,7 @@ _FIND_SESSION: Final = (
         tables.session.join(_first, _of_sign_in)
         .join(tables.principal, _p.principal_id == _s.principal_id)
         .join(tables.credential, _c.principal_id == _s.principal_id)
+        .outerjoin(tables.identity_link, _l.link_id == _s.link_id)
         .outerjoin(
             tables.role_grant,
             and_(
@@ -175,6 +179,7 @@ _FIND_SESSION: Final = (
         _s.expires_at > bindparam("now"),
         _s.ended_at.is_(None),
         or_(_p.is_machine, _used_at > bindparam("idle_since")),
+        or_(_s.link_id.is_(None), and_(_l.confirmed_at.is_not(None), _l.ended_at.is_(None))),
         _p.is_active,
     )
     .order_by(_g.granted_at, _g.grant_id)
@@ -205,12 +210,14 @@ def find_principal(
         session_id=first.session_id,
         sign_in_id=first.sign_in_id,
         used_at=first.used_at,
-        must_change_password=first.must_change,
-        password_expired=expired and not first.is_machine,
-        proof=Proof(first.proof_at, first.proof_spent_at is not None) if first.proof_at is not None else None,
+        # A password that one does not sign in with stands before nothing.
+        must_change_password=first.must_change and first.link_id is None,
+        password_expired=expired and not first.is_machine and first.link_id is None,
+        proof=_proof(first, now),
         grants=tuple(_held(row) for row in held if not _has_ended(row, now) and row.is_trained),
         ended_grants=tuple(_held(row) for row in held if _has_ended(row, now)),
         untrained_grants=tuple(_held(row) for row in held if not _has_ended(row, now) and not row.is_trained),
+        is_outside=first.link_id is not None,
     )
 
 
@@ -227,8 +234,31 @@ def record_use(tx: Transaction, sign_in_id: UUID, at: datetime) -> None:
     tx.execute(update(tables.session).where(_s.session_id == sign_in_id).values(used_at=at))
 
 
+def _proof(row: Row[Any], now: datetime) -> Proof | None:
+    if row.proof_at is None:
+        return None
+    in_another = row.proof_spent_until is not None and row.proof_spent_until >= row.proof_at
+    spent = row.proof_spent_at is not None or in_another
+    # An issuer's clock may be a little ahead of ours; its tokens are refused when it is more.
+    return Proof(row.proof_at if row.link_id is None else min(row.proof_at, now), spent)
+
+
 def spend_proof(tx: Transaction, session_id: UUID, at: datetime) -> bool:
-    """Mark the session's proof as spent; return whether it was not spent before."""
+    """Mark the session's proof as spent; return whether it was not spent before.
+
+    A proof given to an outside issuer may stand in many of its tokens: it is spent in all of them (rule D3).
+    """
+    given = tx.execute(select(_s.link_id, _s.proof_at).where(_s.session_id == session_id)).one()
+    if given.link_id is not None:
+        first = tx.execute(
+            update(tables.identity_link)
+            .where(
+                _l.link_id == given.link_id, or_(_l.proof_spent_until.is_(None), _l.proof_spent_until < given.proof_at)
+            )
+            .values(proof_spent_until=given.proof_at)
+        )
+        if first.rowcount != 1:
+            return False
     spent = tx.execute(
         update(tables.session)
         .where(_s.session_id == session_id, _s.proof_spent_at.is_(None), _s.proof_at.is_not(None))
@@ -409,7 +439,7 @@ def record_deactivation(tx: Transaction, principal_id: UUID, at: datetime) -> No
     tx.execute(update(tables.principal).where(_p.principal_id == principal_id).values(**off))
 
 
-def add_session(
+def add_session(  # noqa: PLR0913, PLR0917  # all that a session is made of
     tx: Transaction,
     session_id: UUID,
     token_digest: bytes,
@@ -418,6 +448,7 @@ def add_session(
     expires_at: datetime,
     proof_at: datetime | None = None,
     sign_in_id: UUID | None = None,
+    link_id: UUID | None = None,
 ) -> None:
     """Record a session, of the sign-in that is named or its own; only the digest of its token is kept."""
     tx.execute(
@@ -431,6 +462,7 @@ def add_session(
             "proof_at": proof_at,
             "sign_in_id": sign_in_id or session_id,
             "used_at": issued_at,
+            "link_id": link_id,
         },
     )
 

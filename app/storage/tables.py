@@ -214,6 +214,7 @@ session = Table(
     _time("ended_at", nullable=True),
     _id("sign_in_id", nullable=True),
     _time("used_at", nullable=True),
+    _id("link_id", nullable=True),
     ForeignKeyConstraint(["principal_id"], ["principal.principal_id"]),
     UniqueConstraint("token_digest"),
     Index(None, "principal_id"),
@@ -248,6 +249,41 @@ used_assertion = Table(
     metadata,
     Column("digest", LargeBinary(32), primary_key=True),
     _time("used_at"),
+)
+# Who else vouches for people and machines, and as whom.
+issuer = Table(
+    "issuer",
+    metadata,
+    Column("issuer_id", Uuid(), primary_key=True),
+    _text("issuer"),
+    _text("audience"),
+    _text("jwks"),
+    _text("proof_acr_values"),
+    _time("requested_at"),
+    _text("requested_by"),
+    _time("confirmed_at", nullable=True),
+    _text("confirmed_by", nullable=True),
+    _time("revoked_at", nullable=True),
+    _text("revoked_by", nullable=True),
+    Index(None, "issuer"),
+)
+identity_link = Table(
+    "identity_link",
+    metadata,
+    Column("link_id", Uuid(), primary_key=True),
+    _text("issuer"),
+    _text("subject"),
+    _id("principal_id"),
+    _time("requested_at"),
+    _text("requested_by"),
+    _time("confirmed_at", nullable=True),
+    _text("confirmed_by", nullable=True),
+    _time("ended_at", nullable=True),
+    _text("ended_by", nullable=True),
+    _time("proof_spent_until", nullable=True),
+    ForeignKeyConstraint(["principal_id"], ["principal.principal_id"]),
+    Index(None, "issuer", "subject"),
+    Index(None, "principal_id"),
 )
 
 # -- studies

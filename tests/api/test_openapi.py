@@ -187,7 +187,10 @@ class TestExamples:
 
 SAID_OF_THE_STUDY: Final = frozenset({"invalid_specification", "faulty_import"})
 BARE: Final = frozenset(
-    {"activation", "deactivation", "reset", "release", "replacement-release", "opening", "challenge"}
+    {
+        *("activation", "challenge", "confirmation", "deactivation", "opening"),
+        *("release", "replacement-release", "reset"),
+    }
 )
 
 

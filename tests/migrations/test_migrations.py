@@ -20,13 +20,8 @@ from app.storage.tables import metadata
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 WITHOUT_TRIGGERS: Final = {
-    "client_key",
-    "credential",
-    "former_secret",
-    "passkey",
-    "session",
-    "sign_in_tries",
-    "used_assertion",
+    *("client_key", "credential", "former_secret", "identity_link", "issuer", "passkey"),
+    *("session", "sign_in_tries", "used_assertion"),
 }
 
 

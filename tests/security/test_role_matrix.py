@@ -67,6 +67,14 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
     "list_trainings": ADMIN,
     "register_client": ADMIN,
     "deactivate_client": ADMIN,
+    "register_issuer": ADMIN,
+    "confirm_issuer": ADMIN,
+    "list_issuers": ADMIN,
+    "revoke_issuer": ADMIN,
+    "link_identity": ADMIN,
+    "confirm_identity": ADMIN,
+    "list_identities": ADMIN,
+    "end_identity": ADMIN,
     "issue_client_secret": ADMIN,
     "list_client_secrets": ADMIN,
     "revoke_client_secret": ADMIN,
@@ -168,12 +176,15 @@ OWN: Final = frozenset(
         *("list_sessions", "end_session", "end_sessions"),
         *("challenge_passkey", "sign_in_by_passkey", "step_up_by_passkey"),
         *("begin_passkey", "add_passkey", "list_passkeys", "remove_passkey"),
+        *("read_own_identities", "confirm_own_identity"),
     }
 )
 """What concerns one's own account, or makes one known; tested with it (`tests/api/test_people.py`, `test_passkeys.py`)."""
 
 STEP_UP: Final = frozenset(
     {
+        "confirm_issuer",
+        "confirm_identity",
         "activate_site",
         "set_study_status",
         "generate_schedule",
@@ -271,6 +282,8 @@ class Cast:
             code_break_id="00000000-0000-4000-8000-000000000000",
             username="nobody.here",
             client_id="client-nobody",
+            issuer_id="00000000-0000-4000-8000-000000000000",
+            link_id="00000000-0000-4000-8000-000000000000",
             key_id="A" * 43,
             fingerprint="0" * 16,
             contact_id="00000000-0000-4000-8000-000000000000",

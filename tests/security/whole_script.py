@@ -45,6 +45,8 @@ LEAVER: Final = "leaver"
 BOTH: Final = "statistician.and.approver"
 SPARE_CLIENT: Final = "Spare system"
 SPARE_KEY: Final = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
+SECOND_ADMIN: Final = "second.admin"
+OUTSIDE: Final = "https://login.hospital.example"
 EXTENSION: Final = 8
 LONG_AFTER: Final = timedelta(days=701)
 """After the consignments that the script sends in its course have expired."""
@@ -333,6 +335,7 @@ class WholePlay(Play):
         self.tell(leaver, "GET", self.study)
         self.ask(leaver, "DELETE", "/v1/sessions/current")
         self.tell(leaver, "GET", "/v1/me")
+        self.know_outsiders()
         self.ask(admin, "POST", f"{path}/reset")
         self.ask(admin, "POST", f"{path}/deactivation")
         self.tell(admin, "POST", "/v1/people/admin/deactivation")
@@ -361,6 +364,30 @@ class WholePlay(Play):
         # With the passkey went every session but the one that removed it.
         who.token = ""
         self.ask(who, "GET", path)
+
+    def know_outsiders(self) -> None:
+        """Put an outside issuer in force by two administrators, link identities of its to accounts, and end all of it."""
+        issued = self.ask(self.admin, "POST", "/v1/people", person(SECOND_ADMIN)).json()["password"]
+        second = Person(SECOND_ADMIN, issued, "", (Role.SERVICE_ADMIN,))
+        self.ask(self.admin, "POST", f"/v1/people/{SECOND_ADMIN}/grants", {"role": Role.SERVICE_ADMIN.value})
+        self.own(second, issued)
+        vouching = {"issuer": OUTSIDE, "audience": "snose", "jwks": {"keys": [SPARE_KEY]}}
+        issuer = self.ask(self.admin, "POST", "/v1/issuers", vouching).json()["issuer_id"]
+        self.tell(self.admin, "POST", f"/v1/issuers/{issuer}/confirmation", step_up=True)
+        self.ask(second, "POST", f"/v1/issuers/{issuer}/confirmation", step_up=True)
+        self.ask(self.admin, "GET", "/v1/issuers")
+        links = []
+        for name in (LEAVER, SECOND_ADMIN):
+            body = {"issuer": OUTSIDE, "subject": name, "username": name}
+            links.append(self.ask(self.admin, "POST", "/v1/identity-links", body).json()["link_id"])
+        self.tell(self.admin, "POST", f"/v1/identity-links/{links[0]}/confirmation", step_up=True)
+        self.ask(second, "POST", f"/v1/identity-links/{links[0]}/confirmation", step_up=True)
+        self.ask(second, "POST", f"/v1/me/identity-links/{links[1]}/confirmation", step_up=True)
+        self.ask(second, "GET", "/v1/me/identity-links")
+        self.ask(self.admin, "GET", "/v1/identity-links")
+        self.ask(self.admin, "DELETE", f"/v1/identity-links/{links[0]}")
+        self.ask(self.admin, "DELETE", f"/v1/issuers/{issuer}")
+        self.ask(self.admin, "POST", f"/v1/people/{SECOND_ADMIN}/deactivation")
 
     def administer_machines(self) -> None:
         """Let a machine client come and go."""

@@ -35,6 +35,8 @@ SERVICE_WIDE: Final[Mapping[str, str]] = {
     "principal": "a person works in many studies under one name",
     "credential": "of a person, not of a study",
     "passkey": "of a person, who may work in many studies",
+    "issuer": "of the deployment",
+    "identity_link": "of an account, not of a study",
     "former_secret": "of a machine client, which may work in many studies",
     "client_key": "the same",
     "used_assertion": "of a machine client, before it is known for what it asks",

@@ -1,0 +1,194 @@
+"""Outside issuers of tokens, and whom their identities stand for here.
+
+Whoever could name an issuer with a key of their own, and link one of its identities to somebody's account, would be that person. So
+each of the two waits for another administrator; a link may be confirmed by the account's owner instead, with a fresh proof of their
+own. To change an issuer's keys it is registered anew: when that is confirmed, it takes the place of the one before.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+from uuid import UUID
+
+from app.domain.words import Action
+from app.errors import AlreadyExists, IllegalTransition, Invalid, Missing, SecondPersonRequired
+from app.identity.jose import public_key
+from app.services.audited import Act, audited
+from app.services.context import RequestContext
+from app.storage import issuers, people
+from app.storage.issuers import Issuer, Link
+
+_MOST_KEYS: Final = 10
+
+
+def register_issuer(
+    ctx: RequestContext, issuer: str, audience: str, jwks: Sequence[Mapping[str, Any]], proof_acr_values: Sequence[str]
+) -> Issuer:
+    """Return an issuer that waits for another administrator; raise ``Invalid`` for keys that cannot be used."""
+
+    def work(act: Act) -> Issuer:
+        act.note(target={"issuer": issuer})
+        if not 0 < len(jwks) <= _MOST_KEYS:
+            message = f"An issuer has 1 to {_MOST_KEYS} keys."
+            raise Invalid(message, "jwks")
+        keys = [asdict(public_key(jwk, "jwks")) for jwk in jwks]
+        made = Issuer(
+            act.deployment.new_id(),
+            issuer,
+            audience,
+            json.dumps(keys),
+            json.dumps(list(proof_acr_values)),
+            act.now,
+            act.principal.name,
+        )
+        issuers.add_issuer(act.tx, made)
+        thumbprints = [key["thumbprint"] for key in keys]
+        act.note(after={"issuer_id": str(made.issuer_id), "audience": audience, "keys": thumbprints})
+        return made
+
+    return audited(ctx, Action.REGISTER_ISSUER, work, answer_type=Issuer)
+
+
+def confirm_issuer(ctx: RequestContext, issuer_id: UUID) -> Issuer:
+    """Return the issuer, in force from now on in the place of any before it; raise ``SecondPersonRequired``."""
+
+    def work(act: Act) -> Issuer:
+        act.note(target={"issuer_id": str(issuer_id)})
+        issuers.lock_identities(act.tx)
+        kept = issuers.get_issuer(act.tx, issuer_id)
+        _require_waiting(kept.confirmed_at is not None or kept.revoked_at is not None)
+        _require_another(act, kept.requested_by)
+        former = issuers.find_issuer(act.tx, kept.issuer)
+        if former is not None:
+            issuers.record_issuer(act.tx, former.issuer_id, "revoked", act.now, act.principal.name)
+            # What the keys before these have signed is worth nothing any more.
+            issuers.end_sessions(act.tx, act.now, issuer=kept.issuer)
+        issuers.record_issuer(act.tx, issuer_id, "confirmed", act.now, act.principal.name)
+        act.note(after={"issuer": kept.issuer, "former": str(former.issuer_id) if former is not None else None})
+        return issuers.get_issuer(act.tx, issuer_id)
+
+    return audited(ctx, Action.CONFIRM_ISSUER, work, answer_type=Issuer)
+
+
+def list_issuers(ctx: RequestContext) -> Sequence[Issuer]:
+    """Return every issuer that there ever was, oldest first."""
+    return audited(ctx, Action.LIST_ISSUERS, lambda act: issuers.list_issuers(act.tx))
+
+
+def revoke_issuer(ctx: RequestContext, issuer_id: UUID) -> None:
+    """End an issuer, waiting or in force, and every session by it, at once; raise ``Missing``."""
+
+    def work(act: Act) -> None:
+        act.note(target={"issuer_id": str(issuer_id)})
+        issuers.lock_identities(act.tx)
+        kept = issuers.get_issuer(act.tx, issuer_id)
+        if kept.revoked_at is not None:
+            raise Missing
+        issuers.record_issuer(act.tx, issuer_id, "revoked", act.now, act.principal.name)
+        if kept.confirmed_at is not None:
+            issuers.end_sessions(act.tx, act.now, issuer=kept.issuer)
+        act.note(before={"issuer": kept.issuer})
+
+    audited(ctx, Action.REVOKE_ISSUER, work)
+
+
+def link_identity(ctx: RequestContext, issuer: str, subject: str, name: str, *, is_machine: bool) -> Link:
+    """Return a link that stands for nothing until its owner, or another administrator, has confirmed it.
+
+    Raises ``Missing`` for an account or an issuer that is not there, or not in force.
+    """
+
+    def work(act: Act) -> Link:
+        target = {"client_id" if is_machine else "username": name, "issuer": issuer, "subject": subject}
+        act.note(target=target)
+        account = people.get_account(act.tx, name, is_machine=is_machine)
+        if issuers.find_issuer(act.tx, issuer) is None:
+            raise Missing
+        made = Link(
+            act.deployment.new_id(),
+            issuer,
+            subject,
+            account.principal_id,
+            account.name,
+            account.is_machine,
+            act.now,
+            act.principal.name,
+        )
+        issuers.add_link(act.tx, made)
+        act.note(after={"link_id": str(made.link_id)})
+        return made
+
+    return audited(ctx, Action.LINK_IDENTITY, work, answer_type=Link)
+
+
+def confirm_identity(ctx: RequestContext, link_id: UUID) -> Link:
+    """Return the link, in force by a second administrator's word; raise ``SecondPersonRequired``."""
+    return _confirm(ctx, Action.CONFIRM_IDENTITY, link_id, lambda act, link: _require_another(act, link.requested_by))
+
+
+def confirm_own_identity(ctx: RequestContext, link_id: UUID) -> Link:
+    """Return the link, in force by the word of the account's owner; somebody else's is ``Missing``."""
+
+    def require_own(act: Act, link: Link) -> None:
+        if link.principal_id != act.principal.principal_id:
+            raise Missing
+
+    return _confirm(ctx, Action.CONFIRM_OWN_IDENTITY, link_id, require_own)
+
+
+def list_identities(ctx: RequestContext) -> Sequence[Link]:
+    """Return every link that there ever was, oldest first."""
+    return audited(ctx, Action.LIST_IDENTITIES, lambda act: issuers.list_links(act.tx))
+
+
+def read_own_identities(ctx: RequestContext) -> Sequence[Link]:
+    """Return the links of the caller's own account, oldest first."""
+
+    def work(act: Act) -> Sequence[Link]:
+        return issuers.list_links(act.tx, act.principal.principal_id)
+
+    return audited(ctx, Action.READ_OWN_IDENTITIES, work)
+
+
+def end_identity(ctx: RequestContext, link_id: UUID) -> None:
+    """End a link, waiting or in force, and its sessions, at once; raise ``Missing``."""
+
+    def work(act: Act) -> None:
+        act.note(target={"link_id": str(link_id)})
+        link = issuers.get_link(act.tx, link_id)
+        if link.ended_at is not None:
+            raise Missing
+        issuers.record_link(act.tx, link_id, "ended", act.now, act.principal.name)
+        issuers.end_sessions(act.tx, act.now, link_id=link_id)
+        act.note(before={"name": link.name, "issuer": link.issuer, "subject": link.subject})
+
+    audited(ctx, Action.END_IDENTITY, work)
+
+
+def _confirm(ctx: RequestContext, action: Action, link_id: UUID, may: Callable[[Act, Link], None]) -> Link:
+    def work(act: Act) -> Link:
+        act.note(target={"link_id": str(link_id)})
+        issuers.lock_identities(act.tx)
+        link = issuers.get_link(act.tx, link_id)
+        may(act, link)
+        _require_waiting(link.confirmed_at is not None or link.ended_at is not None)
+        if issuers.find_link(act.tx, link.issuer, link.subject) is not None:
+            message = "This identity stands for an account already; end that link first."
+            raise AlreadyExists(message)
+        issuers.record_link(act.tx, link_id, "confirmed", act.now, act.principal.name)
+        act.note(after={"name": link.name, "issuer": link.issuer, "subject": link.subject})
+        return issuers.get_link(act.tx, link_id)
+
+    return audited(ctx, action, work, answer_type=Link)
+
+
+def _require_another(act: Act, requested_by: str) -> None:
+    if act.principal.name == requested_by:
+        raise SecondPersonRequired
+
+
+def _require_waiting(is_decided: bool) -> None:  # the one thing that is asked
+    if is_decided:
+        message = "This waits for nobody: it was confirmed, or has ended."
+        raise IllegalTransition(message)

@@ -1,0 +1,90 @@
+"""Tokens of outside issuers, before the door: the first time that one comes, a session begins by it, which is entered.
+
+From then on it is a session like every other: grants are the local ones, and whatever ends a session ends this one at once
+(USR-06). Nobody is asked over a network: the keys of an issuer are here, so that no issuer that is away stands before anything
+(rule D5).
+"""
+
+import json
+from typing import Final
+from uuid import UUID
+
+from app.domain.words import Action
+from app.errors import DatabaseUnavailable, Missing, RollbackSuspected, TrailForked
+from app.identity import access_tokens
+from app.identity.access_tokens import Vouched
+from app.identity.jose import PublicKey, TokenRefused, Unverified
+from app.services.audited import enter_by_service
+from app.services.context import RequestContext
+from app.storage import issuers, people
+from app.storage.database import AlreadyThere, CommitUncertain, Transaction, TryAgain
+from app.storage.issuers import Link
+
+_ATTEMPTS: Final = 8
+
+
+def admit(ctx: RequestContext) -> None:
+    """Begin the session of an outside token that was not seen before; whoever it does not stand for stays nobody."""
+    if ctx.outside_token is None or ctx.token_digest is None:
+        return None
+    try:
+        token = access_tokens.read(ctx.outside_token)
+        for _ in range(_ATTEMPTS):
+            try:
+                return _begin(ctx, token, ctx.token_digest)
+            except (AlreadyThere, TryAgain, CommitUncertain, TrailForked, RollbackSuspected):
+                # A rival began it, or nobody knows: the next look tells. A broken log is followed by a new segment.
+                continue
+    except (TokenRefused, Missing):
+        return None
+    raise DatabaseUnavailable
+
+
+def _begin(ctx: RequestContext, token: Unverified, digest: bytes) -> None:
+    deployment, now = ctx.deployment, ctx.now()
+    with deployment.database.transaction() as tx:
+        if issuers.is_known(tx, digest):
+            return
+        vouched, link, issuer_id = _vouched(ctx, tx, token)
+
+    def work(tx: Transaction) -> None:
+        # Read again where nobody changes it meanwhile: what was revoked while the token was looked at begins nothing.
+        is_in_force = issuers.get_issuer(tx, issuer_id).revoked_at is None
+        kept = issuers.get_link(tx, link.link_id)
+        account = people.get_account(tx, kept.name, is_machine=kept.is_machine)
+        if not is_in_force or kept.ended_at is not None or not account.is_active:
+            raise Missing
+        proof_at = None if kept.is_machine else vouched.proof_at
+        people.add_session(
+            tx,
+            deployment.new_id(),
+            digest,
+            kept.principal_id,
+            now,
+            min(vouched.ends_at, now + length),
+            proof_at,
+            link_id=kept.link_id,
+        )
+
+    length = deployment.limits.machine_token_length if link.is_machine else deployment.limits.session_length
+    enter_by_service(
+        deployment,
+        Action.ISSUE_TOKEN if link.is_machine else Action.SIGN_IN,
+        target={"client_id" if link.is_machine else "username": link.name},
+        after={"issuer": link.issuer, "subject": link.subject, "link_id": str(link.link_id)},
+        work=work,
+        actor=link.name,
+    )
+
+
+def _vouched(ctx: RequestContext, tx: Transaction, token: Unverified) -> tuple[Vouched, Link, UUID]:
+    """Return whom a token stands for; raise ``TokenRefused``."""
+    issuer = issuers.find_issuer(tx, access_tokens.issuer_of(token))
+    if issuer is None:
+        raise TokenRefused("iss")
+    keys = [PublicKey(**key) for key in json.loads(issuer.jwks)]
+    vouched = access_tokens.verify(token, keys, issuer.audience, json.loads(issuer.proof_acr_values), ctx.now())
+    link = issuers.find_link(tx, issuer.issuer, vouched.subject)
+    if link is None:
+        raise TokenRefused("sub")
+    return vouched, link, issuer.issuer_id
