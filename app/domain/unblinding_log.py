@@ -61,7 +61,7 @@ UNBLINDINGS: Final[Mapping[str, Unblinding]] = {
 }
 """Acts by which a treatment becomes known; an index finds their entries, and knows them by these words."""
 
-_PURPOSES: Final = ("reason_code", "how_learnt", "meaning", "show", "data_cut_at", "who_learnt", "physician")
+_PURPOSES: Final = ("reason_code", "how_learnt", "show", "data_cut_at", "who_learnt", "physician")
 
 
 def purpose_of(after: Mapping[str, Any] | None) -> dict[str, Any]:

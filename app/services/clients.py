@@ -102,8 +102,9 @@ def add_key(ctx: RequestContext, client_id: str, jwk: Mapping[str, Any]) -> Clie
     """Return the public key with which the client may sign from now on; raise ``Invalid``, ``AlreadyExists``, ``Conflict``."""
 
     def work(act: Act) -> ClientKey:
-        account, _kept = _held(act, client_id)
+        # What is no key is told before whose it would be (rule G2).
         read = public_key(jwk)
+        account, _kept = _held(act, client_id)
         act.note(target={"client_id": client_id, "key_id": read.thumbprint})
         holding = [key for key in clients.list_keys(act.tx, account.principal_id) if key.revoked_at is None]
         if len(holding) >= _MOST_AT_ONCE:

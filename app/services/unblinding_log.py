@@ -40,6 +40,10 @@ class LogLine:
     leaf_hash: str
 
 
+_COLUMNS: Final = [name for name in LogLine.__dataclass_fields__ if name != "leaf_hash"]
+"""Of the export: a line is found again in the trail by its segment and index."""
+
+
 @dataclass(frozen=True, slots=True)
 class LogPage:
     """A page of the log."""
@@ -77,9 +81,9 @@ def export_unblinding_log(ctx: RequestContext, study: StudyCode) -> bytes:
     def work(act: Act) -> bytes:
         text = StringIO(newline="")
         writer = csv.writer(text)
-        writer.writerow(LogLine.__dataclass_fields__)
+        writer.writerow(_COLUMNS)
         for line in _whole(act):
-            writer.writerow(_cell(getattr(line, name)) for name in LogLine.__dataclass_fields__)
+            writer.writerow(_cell(getattr(line, name)) for name in _COLUMNS)
         return text.getvalue().encode()
 
     return audited(ctx, Action.READ_UNBLINDING_LOG, work, study=study)

@@ -13,6 +13,7 @@ from httpx2 import Response
 from app.domain.words import Action
 from app.policy import ELEVATED, PERMISSIONS
 from tests import harness
+from tests.authenticator import SETTINGS
 from tests.databases import Postgres
 from tests.harness import STUDY, STUDY_BODY, Caller, House, Json, expect
 from tests.running_study import RunningStudy, S, consignment, running_study
@@ -39,7 +40,7 @@ def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         else:
             server: Postgres = request.getfixturevalue("postgres")
             url = stack.enter_context(server.database(template=request.getfixturevalue("migrated_postgres")))
-        yield stack.enter_context(harness.house(url, folder))
+        yield stack.enter_context(harness.house(url, folder, **SETTINGS))
 
 
 @pytest.fixture(scope="module")
@@ -216,14 +217,17 @@ class TestStrings:
             address = path.format(**PATHS)
             caller = entitled(study, action)
             for where, body in wrong_values(example, value):
+                if where.startswith("request.body."):
+                    # Of a request to come, of which a challenge holds the digest: it is looked at when it comes.
+                    continue
                 if action not in ELEVATED:
                     token[action] = caller.token()
                 elif action not in token:
                     token[action] = caller.elevated_token()
                 headers = {"Authorization": f"Bearer {token[action]}", "Content-Type": "application/json"}
                 response = house.client.post(address, content=json.dumps(body).encode(), headers=headers)
-                # Whether a password or a code is right is told by 401, whatever they hold.
-                credential = where in {"username", "password", "otp", "current", "new"}
+                # Whether a password, a code or what a device has signed is right is told by 401, whatever they hold.
+                credential = where.partition(".")[0] in {"username", "password", "otp", "current", "new", "credential"}
                 assert response.status_code in ({401, 422, 429} if credential else {422}), (path, where, response.text)
                 refused(response, response.status_code)
                 tried += 1

@@ -69,8 +69,10 @@ class TestLog:
         exported = inspector.get(f"{LOG}/export")
         assert exported.status_code == 200
         lines = list(csv.DictReader(io.StringIO(exported.text)))
-        assert [line["leaf_hash"] for line in lines] == [item["leaf_hash"] for item in items]
-        assert list(lines[0]) == list(items[0])
+        assert [(line["segment"], line["index"]) for line in lines] == [
+            (str(item["segment"]), str(item["index"])) for item in items
+        ]
+        assert [*lines[0], "leaf_hash"] == list(items[0])
         for text in (response.text, exported.text):
             assert not any(word in text for pair in TREATMENTS.items() for word in pair)
             assert safety not in text

@@ -18,8 +18,9 @@ from sqlalchemy import event, inspect, select
 from sqlalchemy.engine import Engine
 
 from app.domain.sealed import Column, SealContext, Sealed
-from app.domain.words import StudyCode
+from app.domain.words import Role, StudyCode
 from app.storage import tables
+from tests.authenticator import Authenticator
 from tests.envelopes import SIZE
 from tests.harness import _ROOT_KEY, SeededEntropy
 from tests.security.conftest import Places
@@ -47,12 +48,23 @@ class Dump:
     indexes: dict[str, list[Sequence[str | None]]]
 
 
+def enrol_passkey(play: Play, length: int) -> None:
+    """Have somebody keep a passkey, with an id of so many bytes: devices differ in that."""
+    who, path = play.who(Role.MONITOR), "/v1/me/passkeys"
+    options = play.ask(who, "POST", f"{path}/challenge", step_up=True).json()["options"]
+    device = Authenticator()
+    device.credential_id = bytes(range(length))
+    play.ask(who, "POST", path, {"name": "Phone", "credential": device.create(options)}, step_up=True)
+
+
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def dump(request: pytest.FixtureRequest, places: Places) -> Iterator[Dump]:
     """The whole script, 24 subjects to the final unblinding, and then a thief's copy."""
     with places(request.param) as (url, folder), listening(), captured() as statements, running(url, folder) as house:
         play = Play.in_house(house)
         play.run()
+        for length in (16, 64):
+            enrol_passkey(play, length)
         deployment, study = house.deployment, StudyCode(play.protocol.study_code)
         with deployment.database.transaction() as tx:
             rows = {
