@@ -127,13 +127,7 @@ UNMET: Final[Mapping[str, str]] = {
 """Errors that no caller can meet, each with its reason."""
 
 UNBLINDED_ONLY: Final = frozenset(
-    {
-        "commitment_differs",
-        "faulty_import",
-        "generator_cannot_approve",
-        "invalid_specification",
-        "second_person_required",
-    }
+    {"commitment_differs", "faulty_import", "generator_cannot_approve", "invalid_specification"}
 )
 """Errors of what only unblinded roles may do."""
 
