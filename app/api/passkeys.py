@@ -43,7 +43,7 @@ class BoundRequest(Body):
     """The one request that a passkey is asked to sign, exactly as it will be sent."""
 
     method: Literal["GET", "POST", "DELETE"] = Field(examples=["POST"])
-    path: Annotated[str, StringConstraints(pattern=r"^/[!-~]{1,499}$")] = Field(
+    path: Annotated[str, StringConstraints(pattern=r"^/[!-~]{0,499}$")] = Field(
         examples=["/v1/studies/NCT03033277/code-breaks"], description="with its query, where it has one"
     )
     body: dict[str, Any] | list[Any] | None = Field(
