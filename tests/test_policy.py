@@ -6,9 +6,10 @@ from uuid import UUID
 
 import pytest
 
+from app.api.doors import DoorRoute
 from app.domain.people import HeldGrant, Principal, Proof
 from app.domain.signatures import Meaning
-from app.domain.words import UNBLINDED_ROLES, Action, Role, SiteCode, StudyCode
+from app.domain.words import BLINDED_ROLES, UNBLINDED_ROLES, Action, Role, SiteCode, StudyCode
 from app.errors import (
     Forbidden,
     Missing,
@@ -17,6 +18,7 @@ from app.errors import (
     SnoseError,
     StepUpRequired,
 )
+from app.main import DOORS
 from app.policy import ELEVATED, PERMISSIONS, PRIVILEGED, SIGNING, SPENDING, covered_actions, decide
 
 NOW = datetime(2026, 11, 22, 9, 0, tzinfo=UTC)
@@ -182,3 +184,15 @@ class TestTable:
         of_lists -= {Action.READ_SCHEDULES}
         for role in (Role.INVESTIGATOR, Role.COORDINATOR, Role.PHARMACIST, Role.MONITOR, Role.EDC_CLIENT):
             assert not PERMISSIONS[role] & of_lists
+
+    def test_monitors_and_inspectors_are_blinded_and_read(self) -> None:
+        """They change nothing; all that a monitor may write is that somebody learnt a treatment by accident. [USR-20]"""
+        changing = {
+            route.action
+            for door in DOORS
+            for route in door.router.routes
+            if isinstance(route, DoorRoute) and route.methods != {"GET"}
+        }
+        assert {Role.MONITOR, Role.INSPECTOR} <= BLINDED_ROLES
+        assert PERMISSIONS[Role.MONITOR] & changing == {Action.RECORD_ACCIDENT}
+        assert not PERMISSIONS[Role.INSPECTOR] & changing

@@ -71,7 +71,9 @@ class CodeBreakRequest(Body):
     subject_id: SubjectField | None = None
     kit_code: KitCodeField | None = None
     reason_code: ReasonCodeField
-    requested_by: Annotated[Text, Field(description="required from a safety officer")] | None = None
+    requested_by: (
+        Annotated[Text, Field(description="required from a safety officer: who asks, and from where")] | None
+    ) = None
 
     def request(self) -> unblinding.CodeBreakRequest:
         """Return the request in the service's words."""

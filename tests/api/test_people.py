@@ -780,7 +780,7 @@ class TestAccounts:
         refused(house.admin.post(f"/v1/people/{doctor.username}/grants", json=body), 409, "illegal_transition")
 
     def test_the_last_service_admin_stays(self, house: House) -> None:
-        """Nobody can leave the deployment without an administrator (USR-07)."""
+        """Nobody can leave the deployment without an administrator, who recovers lost factors (EUB-15)."""
         second = house.person("service_admin", None)
         expect(house.admin.post(f"/v1/people/{second.username}/deactivation"), 200)
         refused(house.admin.post("/v1/people/admin/deactivation"), 409, "conflict")
@@ -789,7 +789,7 @@ class TestAccounts:
         expect(house.admin.get("/v1/people"), 200)
 
     def test_two_admins_who_switch_each_other_off_at_once_leave_one(self, house: House) -> None:
-        """A race cannot remove the last administrator (USR-07)."""
+        """A race cannot remove the last administrator (EUB-15)."""
         second = house.person("service_admin", None)
         pairs = [(house.admin, second.username), (second, "admin")]
         for caller, _ in pairs:

@@ -173,17 +173,17 @@ class TestBreakCode:
         assert register_of(running.investigator, answer["code_break_id"]) is None
 
     def test_requester(self, running: RunningStudy) -> None:
-        """The safety officer acts for a clinician and names them; the name is in the restricted part. [EUB-08, D7]"""
+        """The safety officer acts for a clinician and names them; the name is in the restricted part. [EUB-08, EUB-17, D7]"""
         subject = running.new_subject()["subject_id"]
         officer = running.person("safety_officer")
         token = officer.elevated_token()
         refused = expect(running.house.send("POST", BREAKS, token=token, json=about(subject)), 422)
         assert [fault["field"] for fault in refused["errors"]] == ["requested_by"]
-        body = about(subject, requested_by="Dr Wang, ward 3")
+        body = about(subject, requested_by="Dr Wang, ward 3, called back at 0100")
         answer = expect(running.house.send("POST", BREAKS, token=token, json=body), 201)
         index = answer["receipt"]["log_index"]
         assert "Wang" not in json.dumps(running.house.trail(STUDY)[index])
-        assert "Dr Wang, ward 3" in json.dumps(running.restricted(index), ensure_ascii=False)
+        assert "Dr Wang, ward 3, called back at 0100" in json.dumps(running.restricted(index), ensure_ascii=False)
 
     @pytest.mark.parametrize(
         ("body", "fields"),

@@ -123,7 +123,7 @@ def test_of_two_changes_from_one_password_the_first_counts(migrated_database_url
 
 
 def test_the_last_admin_stays_when_the_other_one_leaves_at_the_same_time(house: House) -> None:
-    """Who removes an administrator holds all of them first, and counts after (USR-07)."""
+    """Who removes an administrator holds all of them first, and counts after (EUB-15)."""
     second = house.person("service_admin", None)
     house.admin.token()
     database = house.deployment.database

@@ -1,0 +1,73 @@
+"""Every requirement of signatures, users and unblinding is cited by a test that shows it (VAL-01)."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from tests.nodes import docstrings, ids_in
+
+MUST: Final = {
+    "CUS": "02 06",
+    "SIG": "01 02 03 04 05 06 07 08 09 10 11 12",
+    "USR": "01 02 03 04 05 06 07 08 09 10 11 12 13 14 15 16 17 18 19 20 21",
+    "EUB": "01 02 03 04 05 06 07 08 09 10 11 12 13 14 15 16 18 19 20 21 22 23",
+    "UNB": "01 02 03 05 06 07 08",
+}
+SHOULD: Final = {"EUB": "17 24 25", "UNB": "04 09 10"}
+OUT: Final = {"SIG": "13", "UNB": "11"}
+"""Not for this service: identity proofing on paper, and the clocks of SUSAR reports."""
+
+NOT_DONE: Final[Mapping[str, str]] = {
+    "UNB-09": "The final package tells every subject's site; handing each site its own part belongs to the exports.",
+    "UNB-10": "An interim unblinding is cut by time; a release by cohort waits for studies that have cohorts.",
+}
+"""What the service deliberately does not do, and why: SHOULDs only."""
+
+AWAITED: Final = frozenset({"EUB-20", "EUB-21", "EUB-24", "UNB-04", "UNB-05", "USR-07", "USR-09"})
+"""What is being built beside this; it is emptied when that has landed."""
+
+
+def ids(by_section: Mapping[str, str]) -> frozenset[str]:
+    """Return the full ids of a table above."""
+    return frozenset(f"{section}-{number}" for section, numbers in by_section.items() for number in numbers.split())
+
+
+def cited() -> frozenset[str]:
+    """Return every id that some test cites."""
+    return frozenset[str]().union(*map(ids_in, docstrings().values()))
+
+
+def uncited(by_tests: frozenset[str]) -> frozenset[str]:
+    """Return the ids that nobody shows and nobody explains."""
+    return (ids(MUST) | ids(SHOULD)) - by_tests - NOT_DONE.keys() - AWAITED
+
+
+class TestCitations:
+    def test_each_is_cited(self) -> None:
+        """By the docstring of at least one test, of its class or of its file. [VAL-01]"""
+        assert not uncited(cited())
+
+    def test_what_is_not_done_is_cited_by_nobody(self) -> None:
+        """The list of what is missing holds nothing that is there, and no MUST is declined. [VAL-01]"""
+        assert not NOT_DONE.keys() & cited()
+        assert NOT_DONE.keys() <= ids(SHOULD)
+        assert ids(MUST) | ids(SHOULD) >= AWAITED
+        assert all(reason.endswith(".") for reason in NOT_DONE.values())
+
+    def test_the_lists_are_apart(self) -> None:
+        """An id has one level, and the sections are whole: no number is left out. [VAL-01]"""
+        assert not ids(MUST) & ids(SHOULD)
+        assert not (ids(MUST) | ids(SHOULD)) & ids(OUT)
+        for section, last in {"SIG": 13, "USR": 21, "EUB": 25, "UNB": 11}.items():
+            every = {f"{section}-{number:02}" for number in range(1, last + 1)}
+            assert {one for one in ids(MUST) | ids(SHOULD) | ids(OUT) if one.startswith(section)} == every
+
+    def test_a_missing_citation_is_found(self) -> None:
+        """Negative control: with any one citation taken out, that id is named."""
+        everything = ids(MUST) | ids(SHOULD)
+        for one in everything - NOT_DONE.keys() - AWAITED:
+            assert uncited(everything - {one}) == {one}
+
+    def test_ids_are_read_as_people_write_them(self) -> None:
+        """Several of one section in a row, and nothing that only looks like one."""
+        assert ids_in("Told. [UNB-01, 02, 03, D7; EUB-08]") == {"UNB-01", "UNB-02", "UNB-03", "EUB-08"}
+        assert ids_in("RFC-9470, SHA-256, T17, 2026-11-22") == frozenset()
