@@ -8,7 +8,6 @@ from starlette.responses import Response
 
 from app.api.doors import Context, Door
 from app.api.schemas import (
-    Answer,
     Body,
     Cursor,
     IdPath,
@@ -17,6 +16,7 @@ from app.api.schemas import (
     Page,
     ReceiptRead,
     RowId,
+    Signed,
     StudyPath,
     Text,
     Time,
@@ -40,14 +40,14 @@ class InterimRequest(Body):
     show: Annotated[Shown, Field(strict=False, examples=["groups"])] = Shown.ARMS
     board: Board
     recipient_key: Key
-    meaning: Literal["interim_analysis"]
+    meaning: Literal["responsibility"]
 
     def wanted(self) -> interim.InterimWanted:
         """Return what is asked for in the service's words."""
         return interim.InterimWanted(self.data_cut_at, self.show, self.board, self.recipient_key)
 
 
-class InterimRequestedRead(Answer):
+class InterimRequestedRead(Signed):
     """A request that waits for another unblinded person."""
 
     request_id: RowId
@@ -62,10 +62,10 @@ class InterimRelease(Body):
 
     data_cut_at: DataCut
     recipient_key: Key
-    meaning: Literal["release"]
+    meaning: Literal["approval"]
 
 
-class InterimRecordRead(Answer):
+class InterimRecordRead(Signed):
     """A line of the register; it has no field that could hold a subject or a treatment."""
 
     request_id: RowId

@@ -15,6 +15,7 @@ from app.api.schemas import (
     Page,
     ReceiptRead,
     RowId,
+    Signed,
     StudyPath,
     SubjectField,
     Text,
@@ -38,7 +39,7 @@ class ThirdPartyRequest(Body):
     reason_code: ReasonCodeField
 
 
-class ThirdPartyRequestedRead(Answer):
+class ThirdPartyRequestedRead(Signed):
     """What the physician needs to open it, with their own sign-in and second factor; it has no field for a treatment."""
 
     third_party_unblinding_id: RowId
@@ -59,14 +60,14 @@ class ThirdPartyRead(Answer):
     receipt: ReceiptRead | None
 
 
-class OpeningRead(Answer):
+class OpeningRead(Signed):
     """That the physician looked."""
 
     opened_at: Time
     status: Status
 
 
-class ThirdPartyRecordRead(Answer):
+class ThirdPartyRecordRead(Signed):
     """A line of the register; it has no field that could hold a treatment."""
 
     third_party_unblinding_id: RowId

@@ -18,6 +18,7 @@ from uuid import UUID
 from app.domain.contents import Binding
 from app.domain.encoding import encode
 from app.domain.sealed import Column, SealContext
+from app.domain.signatures import RecordKind, SignatureShown
 from app.domain.words import Action, ArmCode, StudyCode, SubjectKey
 from app.errors import IllegalTransition, IntegrityBroken, Invalid, SecondPersonRequired
 from app.sealing.recipients import encrypt_to
@@ -26,6 +27,7 @@ from app.services.audited import Act, Receipt, audited
 from app.services.context import RequestContext
 from app.services.evidence import open_allocation
 from app.services.final_package import harmless
+from app.services.signatures import request_content, sign, with_signatures
 from app.storage import allocations, dual_control, studies
 from app.storage.allocations import Allocation
 from app.storage.database import Transaction
@@ -70,6 +72,8 @@ class InterimRequested:
     requested_at: datetime
     requested_by: str
     receipt: Receipt | None = None
+    is_signed: bool = False
+    signatures: tuple[SignatureShown, ...] = ()
 
 
 def request_interim(ctx: RequestContext, study: StudyCode, wanted: InterimWanted) -> InterimRequested:
@@ -86,26 +90,26 @@ def request_interim(ctx: RequestContext, study: StudyCode, wanted: InterimWanted
         request_id = act.deployment.new_id()
         ring = act.deployment.ring
         told = {"data_cut_at": wanted.data_cut_at.isoformat(), "show": wanted.show, "board": wanted.board}
-        dual_control.add_request(
-            act.tx,
-            act.study.study_id,
-            DualControlRequest(
-                request_id,
-                _INTERIM,
-                None,
-                wanted.recipient_key,
-                ring.seal(_context(study, request_id), json.dumps(told, ensure_ascii=False).encode()),
-                ring.newest_version(study),
-                act.now,
-                act.principal.name,
-            ),
+        request = DualControlRequest(
+            request_id,
+            _INTERIM,
+            None,
+            wanted.recipient_key,
+            ring.seal(_context(study, request_id), json.dumps(told, ensure_ascii=False).encode()),
+            ring.newest_version(study),
+            act.now,
+            act.principal.name,
         )
+        dual_control.add_request(act.tx, act.study.study_id, request)
         act.note(
             target={"request_id": str(request_id)},
-            after={"data_cut_at": told["data_cut_at"], "show": wanted.show, "meaning": "interim_analysis"},
+            after={"data_cut_at": told["data_cut_at"], "show": wanted.show},
             restricted={"board": wanted.board, "recipient_key": wanted.recipient_key},
         )
-        return InterimRequested(request_id, wanted.data_cut_at, act.now, act.principal.name)
+        record_id, content = str(request_id), request_content(request)
+        sign(act, RecordKind.INTERIM_UNBLINDING, record_id, content)
+        requested = InterimRequested(request_id, wanted.data_cut_at, act.now, act.principal.name)
+        return with_signatures(act, RecordKind.INTERIM_UNBLINDING, [requested], lambda _: (record_id, content))[0]
 
     return audited(ctx, Action.REQUEST_INTERIM, work, study=study, answer_type=InterimRequested)
 
@@ -150,10 +154,10 @@ def release_interim(
                 "requested_by": request.requested_by,
                 "data_cut_at": told.data_cut_at.isoformat(),
                 "show": told.show,
-                "meaning": "release",
                 "encrypted": True,
             }
         )
+        sign(act, RecordKind.INTERIM_UNBLINDING, str(request_id), request_content(request))
         encrypted = encrypt_to(recipient_key, content, interim_info(study))
         return InterimPackage(encrypted, f"{study}-interim.csv.hpke")
 
@@ -176,6 +180,8 @@ class InterimRecord:
     requested_by: str
     released_at: datetime | None
     released_by: str | None
+    is_signed: bool = False
+    signatures: tuple[SignatureShown, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +198,10 @@ def list_interims(ctx: RequestContext, study: StudyCode, limit: int, cursor: str
     def work(act: Act) -> InterimPage:
         after, until = pages.place_in_time(act, cursor)
         found = dual_control.list_requests(act.tx, act.study.study_id, _INTERIM, after, until, limit + 1)
-        items = [_told(act, one) for one in found[:limit]]
+        contents = {one.request_id: request_content(one) for one in found[:limit]}
+        records = [_told(act, one) for one in found[:limit]]
+        kind = RecordKind.INTERIM_UNBLINDING
+        items = with_signatures(act, kind, records, lambda one: (str(one.request_id), contents[one.request_id]))
         following = None
         if len(found) > limit:
             following = pages.cursor_in_time(act, items[-1].requested_at, items[-1].request_id, until)

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Final, cast
 from uuid import UUID
 
+from app.domain.signatures import RecordKind, SignatureShown
 from app.domain.words import (
     Action,
     KitCode,
@@ -29,6 +30,7 @@ from app.errors import IllegalTransition, Missing, SecondPersonRequired
 from app.services import pages
 from app.services.audited import Act, Receipt, audited
 from app.services.context import RequestContext
+from app.services.signatures import Content, sign, with_signatures
 from app.services.treatments import contact_when_unavailable, open_subject
 from app.storage import allocations, people, unblinding
 from app.storage.allocations import (
@@ -53,6 +55,8 @@ class ThirdPartyRequested:
     physician: Username
     open_until: datetime
     receipt: Receipt | None = None
+    is_signed: bool = False
+    signatures: tuple[SignatureShown, ...] = ()
 
 
 def request_for_third_party(
@@ -85,9 +89,23 @@ def request_for_third_party(
                 "reason_code": reason_code,
             }
         )
-        return ThirdPartyRequested(flag.flag_id, allocation.subject_id, physician, act.now + OPEN_FOR)
+        record_id, content = _signed_request(flag)
+        sign(act, RecordKind.THIRD_PARTY_REQUEST, record_id, content)
+        requested = ThirdPartyRequested(flag.flag_id, allocation.subject_id, physician, act.now + OPEN_FOR)
+        return with_signatures(act, RecordKind.THIRD_PARTY_REQUEST, [requested], lambda _: (record_id, content))[0]
 
     return audited(ctx, Action.REQUEST_THIRD_PARTY, work, study=study, answer_type=ThirdPartyRequested)
+
+
+def _signed_request(flag: SubjectFlag) -> tuple[str, Content]:
+    """Return what is signed of a request: who named which physician for whom, when and why."""
+    content = {
+        "subject": flag.subject_key,
+        **{name: flag.detail[name] for name in ("physician", "reason_code", "role")},
+        "requested_at": flag.flagged_at.isoformat(timespec="microseconds"),
+        "requested_by": flag.flagged_by,
+    }
+    return str(flag.flag_id), content
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +162,10 @@ def open_for_third_party(ctx: RequestContext, study: StudyCode, third_party_unbl
             opened = _Opened(
                 study_id, key, act.deployment.new_id(), third_party_unblinding_id, act.now, act.principal.name
             )
-            _add_flag(ctx, act.tx, opened, THIRD_PARTY_OPENING)
+            flag = _add_flag(ctx, act.tx, opened, THIRD_PARTY_OPENING)
             act.outcome = unblinding.AUTHORISED
             act.note(after={"opening_id": str(opened.opening_id)})
+            sign(act, RecordKind.THIRD_PARTY_OPENING, *_signed_opening(flag))
             return ThirdPartyReveal(
                 opened,
                 third_party_unblinding_id,
@@ -162,25 +181,41 @@ def open_for_third_party(ctx: RequestContext, study: StudyCode, third_party_unbl
         return audited(ctx, Action.OPEN_FOR_THIRD_PARTY, work, study=study, on_withheld=on_withheld)
 
 
-def _add_flag(ctx: RequestContext, tx: Transaction, opened: _Opened, kind: str) -> None:
+def _add_flag(ctx: RequestContext, tx: Transaction, opened: _Opened, kind: str) -> SubjectFlag:
     flag_id = opened.opening_id if kind == THIRD_PARTY_OPENING else ctx.deployment.new_id()
     of = opened.request_id if kind == THIRD_PARTY_OPENING else opened.opening_id
     flag = SubjectFlag(flag_id, opened.subject_key, kind, {"of": str(of)}, opened.opened_at, opened.opened_by)
     allocations.add_flag(tx, opened.study_id, flag)
+    return flag
+
+
+def _signed_opening(flag: SubjectFlag) -> tuple[str, Content]:
+    """Return what is signed of a look: whose it was, at which request and when, and nothing of what was shown."""
+    content = {
+        "subject": flag.subject_key,
+        "third_party_unblinding_id": flag.detail["of"],
+        "opened_at": flag.flagged_at.isoformat(timespec="microseconds"),
+        "opened_by": flag.flagged_by,
+    }
+    return str(flag.flag_id), content
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
     """That the physician looked; ``withheld`` where the answer could not leave (rule D4)."""
 
+    flag: SubjectFlag
     opened_at: datetime
     status: str
+    is_signed: bool = False
+    signatures: tuple[SignatureShown, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ThirdPartyRecord:
     """A line of the register: who asked, for which physician, and whether they looked. It holds no treatment."""
 
+    flag: SubjectFlag
     third_party_unblinding_id: UUID
     subject_id: SubjectId
     site_code: SiteCode
@@ -190,6 +225,8 @@ class ThirdPartyRecord:
     requested_by: str
     role: Role
     openings: Sequence[Opening]
+    is_signed: bool = False
+    signatures: tuple[SignatureShown, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +246,9 @@ def list_third_party(ctx: RequestContext, study: StudyCode, limit: int, cursor: 
         found = allocations.list_flagged(act.tx, study_id, THIRD_PARTY, act.decision.sites, after, until, limit + 1)
         more, found = len(found) > limit, found[:limit]
         flags = allocations.list_flags(act.tx, study_id, {one.flag.subject_key for one in found})
-        items = [_record(one, flags[one.flag.subject_key]) for one in found]
+        records = [_record(act, one, flags[one.flag.subject_key]) for one in found]
+        kind = RecordKind.THIRD_PARTY_REQUEST
+        items = with_signatures(act, kind, records, lambda record: _signed_request(record.flag))
         following = None
         if more:
             last = items[-1]
@@ -219,15 +258,16 @@ def list_third_party(ctx: RequestContext, study: StudyCode, limit: int, cursor: 
     return audited(ctx, Action.READ_THIRD_PARTY, work, study=study)
 
 
-def _record(asked: FlaggedSubject, flags: Sequence[SubjectFlag]) -> ThirdPartyRecord:
+def _record(act: Act, asked: FlaggedSubject, flags: Sequence[SubjectFlag]) -> ThirdPartyRecord:
     flag = asked.flag
     withheld = {one.detail["of"] for one in flags if one.kind == THIRD_PARTY_WITHHELD}
     openings = [
-        Opening(one.flagged_at, unblinding.WITHHELD if str(one.flag_id) in withheld else unblinding.AUTHORISED)
+        Opening(one, one.flagged_at, unblinding.WITHHELD if str(one.flag_id) in withheld else unblinding.AUTHORISED)
         for one in flags
         if one.kind == THIRD_PARTY_OPENING and one.detail["of"] == str(flag.flag_id)
     ]
     return ThirdPartyRecord(
+        flag,
         flag.flag_id,
         asked.subject_id,
         asked.site_code,
@@ -236,5 +276,5 @@ def _record(asked: FlaggedSubject, flags: Sequence[SubjectFlag]) -> ThirdPartyRe
         flag.flagged_at,
         flag.flagged_by,
         Role(flag.detail["role"]),
-        openings,
+        with_signatures(act, RecordKind.THIRD_PARTY_OPENING, openings, lambda look: _signed_opening(look.flag)),
     )

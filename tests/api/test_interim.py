@@ -32,14 +32,14 @@ def cut(running: RunningStudy, **changes: Json) -> dict[str, Any]:
         "data_cut_at": running.house.clock.now.isoformat(),
         "board": "Board statistician Okafor",
         "recipient_key": KEY,
-        "meaning": "interim_analysis",
+        "meaning": "responsibility",
         **changes,
     }
 
 
 def signing(wanted: Json, **changes: Json) -> dict[str, Any]:
     kept = {name: wanted[name] for name in ("data_cut_at", "recipient_key")}
-    return {**kept, "meaning": "release", **changes}
+    return {**kept, "meaning": "approval", **changes}
 
 
 def ask(running: RunningStudy, wanted: Json) -> str:
@@ -152,6 +152,8 @@ class TestInterim:
             "requested_by": running.people["statistician"].username,
             "released_at": last["released_at"],
             "released_by": running.people["list_approver"].username,
+            "is_signed": True,
+            "signatures": last["signatures"],
         }
         assert whole[-2]["released_at"] is None
         seen: list[Json] = []

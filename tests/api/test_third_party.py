@@ -52,7 +52,9 @@ class TestThirdParty:
         allocated = running.new_subject()
         subject, physician = allocated["subject_id"], physician_of(running)
         asked = ask(running, subject)
-        assert set(asked) == {"third_party_unblinding_id", "subject_id", "physician", "open_until", "receipt"}
+        assert set(asked) == {
+            "third_party_unblinding_id", "subject_id", "physician", "open_until", "receipt", "is_signed", "signatures",
+        }  # fmt: skip
         assert not names_an_arm(asked)
         read = expect(running.investigator.get(f"{S}/subjects/{subject}/allocation"), 200)
         assert read["flags"]["unblinded_at"] is None
@@ -84,6 +86,8 @@ class TestThirdParty:
                 "requested_at": item["requested_at"],
                 "requested_by": running.investigator.username,
                 "role": "investigator",
+                "is_signed": True,
+                "signatures": asked["signatures"],
             }
         read = expect(running.investigator.get(f"{S}/subjects/{subject}/allocation"), 200)
         assert read["flags"]["unblinded_at"] == answer["revealed_at"]

@@ -127,10 +127,10 @@ class WholePlay(Play):
         """Have the allocations up to now released for a board, by two people."""
         interims, key = f"{self.study}/interim-unblinding-requests", base64.b64encode(bytes([9] + [0] * 31)).decode()
         wanted = {"data_cut_at": self.now().isoformat(), "recipient_key": key}
-        asked = {**wanted, "board": "The board", "meaning": "interim_analysis"}
+        asked = {**wanted, "board": "The board", "meaning": "responsibility"}
         statistician, approver = self.who(Role.STATISTICIAN), self.who(Role.LIST_APPROVER)
         request = self.ask(statistician, "POST", interims, asked, step_up=True).json()["request_id"]
-        release, body = f"{interims}/{request}/release", {**wanted, "meaning": "release"}
+        release, body = f"{interims}/{request}/release", {**wanted, "meaning": "approval"}
         self.ask(approver, "POST", release, body, step_up=True)
         self.prove_anew(approver)
         self.ask(statistician, "GET", f"{self.study}/residual-inference")

@@ -1,5 +1,6 @@
 """Electronic signatures: two components, a meaning, bound to the record (21 CFR 11.50, 11.70, 11.100, 11.200)."""
 
+import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +26,8 @@ LIST_CSV: Final = "stratum_code,position,arm_code,block,block_size\r\n,0,HUCMSC,
 REASON: Final = {"reason": "as it happened"}
 MARK: Final = {"category": "ineligible", **REASON}
 BREAK: Final = {"subject_id": "01-0001", "reason_code": "overdose"}
+THIRD: Final = f"{S}/third-party-unblindings"
+INTERIMS: Final = f"{S}/interim-unblinding-requests"
 ELSEWHERE: Final = {Action.ENTER_OPENING}
 """Signed, and looked at where there are envelopes (`test_envelopes.py`)."""
 
@@ -55,6 +58,7 @@ def play(study: RunningStudy) -> None:
     expect(study.investigator.post(f"{S}/code-breaks", json=BREAK, step_up=True), 201)
     body = {"subject_id": "01-0001", "reason": "SUSAR"}
     expect(officer.post(f"{S}/safety-unblindings", json=body, step_up=True), 201)
+    open_elsewhere(study)
     requests = f"{S}/consignments/C1/packing-list-requests"
     asked = expect(supply.post(requests, step_up=True), 201)["request_id"]
     assert people["list_approver"].post(f"{requests}/{asked}/release", step_up=True).status_code == 200
@@ -70,6 +74,22 @@ def play(study: RunningStudy) -> None:
     asked = expect(statistician.post(final, json=locked, step_up=True), 201)
     assert asked["is_signed"]
     assert people["list_approver"].post(f"{final}/{asked['request_id']}/release", step_up=True).status_code == 200
+
+
+def open_elsewhere(study: RunningStudy) -> tuple[Json, Json]:
+    """Show the first subject to a physician, and everybody to a board; return what was answered to who asked for it."""
+    people, physician = study.people, study.person("treating_physician")
+    asked = expect(study.investigator.post(THIRD, json={**BREAK, "physician": physician.username}, step_up=True), 201)
+    opening = f"{THIRD}/{asked['third_party_unblinding_id']}/opening"
+    expect(physician.post(opening, step_up=True), 201)
+    key = base64.b64encode(bytes([9, *bytes(31)])).decode()
+    body = {"data_cut_at": study.house.clock.now.isoformat(), "recipient_key": key}
+    wanted = {**body, "board": "The board", "meaning": "responsibility"}
+    interim = expect(people["statistician"].post(INTERIMS, json=wanted, step_up=True), 201)
+    release = f"{INTERIMS}/{interim['request_id']}/release"
+    approved = people["list_approver"].post(release, json={**body, "meaning": "approval"}, step_up=True)
+    assert approved.status_code == 200
+    return asked, interim
 
 
 class TestSigning:
@@ -243,6 +263,45 @@ class TestShowing:
             for path in ("code-breaks", "allocations", "sites", "schedules"):
                 assert officer.username not in caller.get(f"{S}/{path}").text
         expect(study.person("monitor").get(f"{S}/safety-unblindings"), 403)
+
+    def test_of_the_doors_where_somebody_else_looks(self, house: House) -> None:
+        """Who names a physician, each look of the physician's, and both people of an interim sign; the register shows it.
+
+        One that is another person's, or for another key than was signed, is unsigned.
+
+        [SIG-03, SIG-05, SIG-09, UNB-06]
+        """
+        study = running_study(house, subjects=1)
+        asked, interim = open_elsewhere(study)
+        inspector, physician = study.person("inspector"), study.person("treating_physician")
+        for answer, signer in ((asked, study.investigator), (interim, study.people["statistician"])):
+            assert answer["is_signed"]
+            assert signed_as(signer, "responsibility").items() <= answer["signatures"][0].items()
+        (line,) = expect(inspector.get(THIRD), 200)["items"]
+        (look,) = line["openings"]
+        for record, signer in ((line, study.investigator), (look, physician)):
+            assert record["is_signed"]
+            (one,) = record["signatures"]
+            assert signed_as(signer, "responsibility").items() <= one.items()
+        (line,) = expect(inspector.get(INTERIMS), 200)["items"]
+        assert line["is_signed"]
+        signers = (("statistician", "responsibility"), ("list_approver", "approval"))
+        for one, (role, meaning) in zip(line["signatures"], signers, strict=True):
+            assert signed_as(study.people[role], meaning).items() <= one.items()
+        forged = (
+            (
+                "subject_flag",
+                "UPDATE subject_flag SET flagged_by = 'somebody' WHERE kind = 'third_party_unblinding'",
+                THIRD,
+            ),
+            ("dual_control_request", "UPDATE dual_control_request SET recipient_key = 'another'", INTERIMS),
+        )
+        for table, statement, path in forged:
+            with tampering(study, table):
+                execute(study, statement)
+                (line,) = expect(inspector.get(path), 200)["items"]
+                assert not line["is_signed"]
+                assert not any(one["stands"] for one in line["signatures"])
 
     def test_a_record_that_changed_is_unsigned(self, house: House) -> None:
         """It shows as unsigned, the old signature is kept, and what it said is signed again when it says so again. [SIG-05]"""
