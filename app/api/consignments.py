@@ -1,17 +1,17 @@
 """Consignments of kits, from the supply manager to the pharmacist."""
 
-from datetime import date, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final
 from uuid import UUID
 
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationError
 from starlette.responses import Response
 
 from app.api.doors import Context, Door
-from app.api.schemas import Answer, Body, Code, CodePath, IdPath, KitCodeField, SiteCodeField, StudyPath, Text
-from app.domain.kits import IMPORT_HEADER, LARGEST_CONSIGNMENT, ImportLine, is_lot, parse_day
+from app.api.schemas import Answer, Body, Code, CodePath, Day, IdPath, KitCodeField, SiteCodeField, StudyPath, Text
+from app.domain.kits import IMPORT_HEADER, LARGEST_CONSIGNMENT, ImportLine, is_lot
 from app.domain.words import Action, ArmCode, ConsignmentCode, KitCode, SiteCode, StudyCode
 from app.services import consignments
 from app.services.consignments import Batch
@@ -21,14 +21,6 @@ door = Door("Consignments")
 IMPORT_TYPES: Final = ("application/json", "text/csv")
 
 
-def _day(text: object) -> date:
-    day = parse_day(text) if isinstance(text, str) else None
-    if day is None:
-        message = "must be a day such as 2027-06-30"
-        raise ValueError(message)
-    return day
-
-
 def _lot(text: str) -> str:
     if not is_lot(text):
         message = "must be printable ASCII and not begin with =, +, - or @"
@@ -36,7 +28,6 @@ def _lot(text: str) -> str:
     return text
 
 
-Day = Annotated[date, BeforeValidator(_day), Field(examples=["2027-06-30"])]
 Lot = Annotated[
     str,
     AfterValidator(_lot),
@@ -54,7 +45,7 @@ class BatchField(Body):
 
     arm_code: Code
     lot: Lot
-    expires_on: Day
+    expires_on: Annotated[Day, Field(examples=["2027-06-30"])]
     count: Annotated[int, Field(ge=1, le=LARGEST_CONSIGNMENT)]
 
 

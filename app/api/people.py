@@ -17,6 +17,7 @@ from app.api.schemas import (
     Answer,
     Body,
     Cursor,
+    Day,
     IdPath,
     Limit,
     Moment,
@@ -186,9 +187,9 @@ class TrainingRequest(Body):
     """A training that a person has completed."""
 
     topic: Annotated[Text, Field(examples=["Protocol 2.1 and emergency unblinding"])]
-    completed_on: Annotated[date, Field(strict=False, examples=["2026-11-20"])]
+    completed_on: Annotated[Day, Field(examples=["2026-11-20"])]
     valid_until: Annotated[
-        date | None, Field(strict=False, description="its last day; for good, when left out", examples=["2027-11-20"])
+        Day | None, Field(description="its last day; for good, when left out", examples=["2027-11-20"])
     ] = None
     study_code: Annotated[StudyCodeField | None, Field(description="for every study, when left out")] = None
 
@@ -273,14 +274,14 @@ class ClientRead(Answer):
 
 
 At = Annotated[
-    Moment | date | None,
+    Moment | Day | None,
     Query(
         union_mode="left_to_right",
         description="held on a day (at its end, in UTC) or at a moment; all that nobody has revoked, when left out",
     ),
 ]
 LogAt = Annotated[
-    Moment | date | None,
+    Moment | Day | None,
     Query(
         union_mode="left_to_right",
         description="who could do what on a day (at its end, in UTC) or at a moment; the whole log, when left out",

@@ -4,14 +4,24 @@ Blinded and unblinded answers are different types; a blinded type has no field t
 """
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Annotated, Final, Generic, Self, TypeVar
 from uuid import UUID
 
 from fastapi import Path, Query
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+)
 
 from app.domain.codes import normalise_kit_code
+from app.domain.kits import parse_day
 from app.domain.words import subject_key
 from app.errors import Invalid
 
@@ -58,6 +68,25 @@ def _in_utc(moment: datetime) -> datetime:
         raise ValueError(message) from None
 
 
+_MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ].+")
+
+
+def _written_moment(text: object) -> object:
+    """Refuse what is no text that begins with a day and a time: a number would be taken for seconds since 1970."""
+    if not isinstance(text, str) or _MOMENT.fullmatch(text) is None:
+        message = "must be a moment such as 2026-11-22T09:14:03+00:00"
+        raise ValueError(message)
+    return text
+
+
+def _day(text: object) -> date:
+    day = parse_day(text) if isinstance(text, str) else None
+    if day is None:
+        message = "must be a day such as 2027-06-30"
+        raise ValueError(message)
+    return day
+
+
 STUDY_CODE: Final = re.compile(r"[A-Za-z0-9_-]{1,30}")
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)]
 Reason = Annotated[str, StringConstraints(min_length=1, max_length=1000), AfterValidator(_printable)]
@@ -91,8 +120,10 @@ RowId = Annotated[UUID, Field(examples=["3f0c9b5e-6f0e-4c5e-9a59-3d1c6a4f2b10"])
 Limit = Annotated[int, Query(ge=1, le=500, description="how many items at most")]
 Cursor = Annotated[str | None, Query(max_length=400, pattern=r"^[A-Za-z0-9_.-]+$", description="where to go on")]
 
-Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_written_moment), AfterValidator(_in_utc)]
 """A moment that a caller names, with its offset."""
+Day = Annotated[date, BeforeValidator(_day)]
+"""A day of the calendar that a caller names."""
 
 Time = Annotated[datetime, PlainSerializer(datetime.isoformat, return_type=str, when_used="json")]
 """ISO 8601 in UTC, with the offset written out."""

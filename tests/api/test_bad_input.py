@@ -432,10 +432,21 @@ class TestValues:
         problem = refused(study.study_admin.get(f"{S}/trail?{query}"), 422, "invalid")
         assert problem["errors"][0]["field"] in {"limit", "cursor", "from", "to", "action", "actor", "subject"}
 
-    @pytest.mark.parametrize("at", ["9999-12-31T23:59:59-23:59", "0001-01-01T00:00:01%2B23:59", "1e400", "2026-02-30"])
+    @pytest.mark.parametrize(
+        "at", ["9999-12-31T23:59:59-23:59", "0001-01-01T00:00:01%2B23:59", "1e400", "2026-02-30", "121", "1763800000.5"]
+    )
     def test_a_moment_outside_of_time_is_422(self, house: House, at: str) -> None:
         """The grants of a day that never was (G2)."""
         refused(house.admin.get(f"/v1/people/admin/grants?at={at}"), 422, "invalid")
+
+    @pytest.mark.parametrize("moment", [1763800000, 1763800000.5, "1763800000", True, "2026-11-22"])
+    def test_a_number_is_no_moment_and_no_day(self, house: House, moment: Json) -> None:
+        """What the document calls a moment is written as one: a number is no count of seconds (rule G1)."""
+        grant = {"role": "investigator", "study_code": STUDY, "site_code": "01", "ends_at": moment}
+        refused(house.admin.post("/v1/people/admin/grants", json=grant), 422, "invalid")
+        if moment != "2026-11-22":
+            training = {"topic": "Protocol 2.1", "completed_on": moment}
+            refused(house.admin.post("/v1/people/admin/trainings", json=training), 422, "invalid")
 
     def test_proofs_of_places_that_are_not_there_are_refused(self, house: House, study: RunningStudy) -> None:
         """An index beyond the log is missing, one beyond all numbers is invalid (G2)."""

@@ -70,6 +70,12 @@ PARTS: Final = (
             for name, goal in (("trials", 2_000), ("steps", 100_000))
         },
     ),
+    Part(
+        "fuzz",
+        ("tests/api/test_fuzz.py",),
+        {"postgresql.requests": 20_000, "sqlite.requests": 20_000},
+        minutes=180,
+    ),
     Part("planted faults", ("tests/reliability/test_planted.py",), minutes=120),
     Part("slow start", (f"{_KILL}::test_workers_that_are_slow_to_start_are_waited_for",)),
     Part("rotation", ("tests/reliability/test_rotation.py",), minutes=180),
