@@ -15,13 +15,13 @@ from typing import Final
 
 import pytest
 
+from app.domain.codes import normalise_kit_code
 from app.domain.words import Action, Role
 from app.policy import PERMISSIONS
 from app.settings import Settings
 
 ROOT: Final = Path(__file__).parent.parent
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
-PORT: Final = "8123"
 _APART: Final = (Action.GRANT_ROLE, Action.GENERATE_SCHEDULE, Action.APPROVE_SCHEDULE, Action.ALLOCATE)
 """Duties of which no role may hold two (rules A7, B10)."""
 
@@ -64,44 +64,57 @@ def free_port() -> str:
         return str(listener.getsockname()[1])
 
 
+def told_by(title: str, folder: Path, port: str) -> str:
+    """Return what the commands of a section print, run as they stand but for the port."""
+    script = "\n".join(re.findall(r"^```sh\n(.*?)^```", section(title), re.MULTILINE | re.DOTALL))
+    tools = folder / "bin"
+    tools.mkdir()
+    # Small scripts, not links: by a link Python would not know the environment that it belongs to.
+    (tools / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (tools / "snose").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m app.cli "$@"\n')
+    if shutil.which("curl") is None:
+        (tools / "curl.py").write_text(CURL)
+        (tools / "curl").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tools / "curl.py"}" "$@"\n')
+        (tools / "curl").chmod(0o755)
+    for tool in ("python", "snose"):
+        (tools / tool).chmod(0o755)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SNOSE_")}
+    with subprocess.Popen(
+        ["/bin/bash", "-euo", "pipefail", "-c", script.replace(port, free_port())],
+        cwd=folder,
+        env={**inherited, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "no_proxy": "*"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as shell:
+        try:
+            told, complaints = shell.communicate(timeout=200)
+        finally:
+            # A service whose script failed on its way would go on serving for ever.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGTERM)
+    assert shell.returncode == 0, complaints
+    return told
+
+
 class TestTour:
     def test_runs_as_it_stands(self, tmp_path: Path) -> None:
         """The five-minute tour ends in an allocation without an arm, a challenge, and a treatment. [EUB-03, USR-15]"""
-        script = "\n".join(re.findall(r"^```sh\n(.*?)^```", section("Five minutes"), re.MULTILINE | re.DOTALL))
-        tools = tmp_path / "bin"
-        tools.mkdir()
-        # Small scripts, not links: by a link Python would not know the environment that it belongs to.
-        (tools / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-        (tools / "snose").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m app.cli "$@"\n')
-        if shutil.which("curl") is None:
-            (tools / "curl.py").write_text(CURL)
-            (tools / "curl").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tools / "curl.py"}" "$@"\n')
-            (tools / "curl").chmod(0o755)
-        for tool in ("python", "snose"):
-            (tools / tool).chmod(0o755)
-        with subprocess.Popen(
-            ["/bin/bash", "-euo", "pipefail", "-c", script.replace(PORT, free_port())],
-            cwd=tmp_path,
-            env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "no_proxy": "*"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        ) as shell:
-            try:
-                told, complaints = shell.communicate(timeout=200)
-            finally:
-                # The demo of a tour that failed on its way would go on serving for ever.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(shell.pid, signal.SIGTERM)
-        assert shell.returncode == 0, complaints
-        allocated, _, rest = told.partition("HTTP/1.1 401")
-        assert json.loads(allocated)["subject_id"] == "01-0001", complaints
+        allocated, _, rest = told_by("Five minutes", tmp_path, "8123").partition("HTTP/1.1 401")
+        assert json.loads(allocated)["subject_id"] == "01-0001"
         assert "insufficient_user_authentication" in rest
         broken = json.loads(rest[rest.rindex('{"code_break_id"') :])
         assert broken["kit_codes"] == [json.loads(allocated)["kit_code"]]
         assert broken["treatment"].startswith("Hormone replacement therapy + ")
         assert broken["arm_code"] not in allocated
+
+    def test_a_hospital_begins(self, tmp_path: Path) -> None:
+        """From an empty folder to a kit for the first subject, after two have practised the code break. [EUB-16, EUB-18]"""
+        told = told_by("From nothing to a first subject", tmp_path, "8124").split()
+        assert told.count("TEST") == told.count("DRILL:") == 2
+        assert told[-3:-1] == ["True", "open"]
+        assert normalise_kit_code(told[-1]) == told[-1]
 
 
 class TestFacts:
