@@ -89,6 +89,12 @@ class Connection:
         self._rest = received[whole:]
         return int(headers[9:12]), headers, received[end + 4 : whole]
 
+    @property
+    def local_port(self) -> int:
+        """The port at this end of an open connection."""
+        assert self._socket is not None, "nothing was asked yet"
+        return int(self._socket.getsockname()[1])
+
     def close(self) -> None:
         """Hang up."""
         if self._socket is not None:
