@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks import throughput
+from tests.benchmarks.emergency import measure_emergency
 from tests.benchmarks.growth import measure_growth
 from tests.benchmarks.lists import measure_kit_codes, measure_list
 from tests.benchmarks.shares import measure_shares
@@ -39,6 +40,7 @@ ASKED = (
     ("stock, sqlite", ("ratio_2000_to_40",), 0.7, 0.95),
     ("stock, sqlite", ("ratio_after_to_start",), 0.75, 0.95),
     ("code breaks", ("p99_ms",), 2000, 100),
+    ("code breaks, alone", ("p99_ms",), 2000, 100),
     ("start", ("ready_s",), 5, 2),
     ("start", ("worker_mb",), 200, 120),
     ("growth", ("allocate", "ratio"), 1.5, 1.1),
@@ -67,6 +69,7 @@ def parts(server: PostgresServer, folder: Path, size: Size) -> dict[str, Callabl
         "stock, postgresql": lambda: on_postgresql(throughput.measure_stock, 2, size),
         "stock, sqlite": lambda: throughput.measure_stock(f"sqlite:///{folder / 'stock.db'}", 1, size),
         "code breaks": lambda: on_postgresql(throughput.measure_breaks, 2, size),
+        "code breaks, alone": lambda: on_postgresql(measure_emergency, 2, size),
         "growth": lambda: dict(measure_growth(server, size)),
         "start": lambda: on_postgresql(throughput.measure_start, 2),
         "sealing and trail": lambda: on_postgresql(measure_shares, size.allocations // 4),

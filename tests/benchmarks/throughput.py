@@ -31,12 +31,13 @@ class Size:
     """In one round with several clients; a single client sends a quarter of it."""
     used_kits: int
     breaks: int
+    lone_breaks: int
     slots: int
     entries: int
 
 
-FULL: Final = Size(3, 960, 20_000, 20, 1_000_000, 1_000_000)
-QUICK: Final = Size(2, 192, 400, 4, 20_000, 20_000)
+FULL: Final = Size(3, 960, 20_000, 20, 400, 1_000_000, 1_000_000)
+QUICK: Final = Size(2, 192, 400, 4, 40, 20_000, 20_000)
 CLIENTS: Final = (1, 8, 32)
 
 

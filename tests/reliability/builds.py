@@ -180,6 +180,13 @@ def _remembered_callers() -> None:
     _change(people, "find_principal", find_or_remember)
 
 
+def _deaf_to_devices() -> None:
+    """A code beside the password changes nothing: its owner waits behind strangers."""
+    from app.services import people  # noqa: PLC0415  # the same
+
+    _change(people, "_is_shown", lambda *_: False)
+
+
 BUILDS: Final[Mapping[str, Callable[[], None]]] = {
     "a day later": _a_day_later,
     "slow start": _slow_start,
@@ -191,4 +198,5 @@ BUILDS: Final[Mapping[str, Callable[[], None]]] = {
     "deaf to commit": _deaf_to_commit,
     "deaf to the sink": _deaf_to_the_sink,
     "remembered callers": _remembered_callers,
+    "deaf to devices": _deaf_to_devices,
 }
