@@ -51,11 +51,13 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
             Action.READ_SERVICE_TRAIL,
             Action.DECLARE_RECOVERY,
             Action.ROTATE_KEYS,
+            Action.CONFIRM_FACTOR_RECOVERY,
         }
     ),
     Role.STUDY_ADMIN: _EVERY_STUDY_ROLE
     | _READS_ALLOCATIONS
     | {
+        Action.CONFIRM_FACTOR_RECOVERY,
         Action.REGISTER_STUDY,
         Action.ADD_SITE,
         Action.ACTIVATE_SITE,
@@ -81,6 +83,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
     Role.INVESTIGATOR: _EVERY_STUDY_ROLE
     | _READS_ALLOCATIONS
     | {
+        Action.CONFIRM_FACTOR_RECOVERY,
         Action.ALLOCATE,
         Action.MARK_ERROR,
         Action.CORRECT_STRATA,
@@ -212,6 +215,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
     Role.UNBLINDED_PHARMACIST: _EVERY_STUDY_ROLE | {Action.READ_PREPARATION, Action.RELEASE_PACKING_LIST},
     Role.SAFETY_OFFICER: _EVERY_STUDY_ROLE
     | {
+        Action.CONFIRM_FACTOR_RECOVERY,
         Action.BREAK_CODE,
         Action.ADD_NARRATIVE,
         Action.REQUEST_THIRD_PARTY,
@@ -247,7 +251,15 @@ OWN: Final = frozenset(
 )
 """What everybody may do who is signed in, with one's own account."""
 
-PUBLIC: Final = frozenset({Action.SIGN_IN, Action.ISSUE_TOKEN, Action.CHALLENGE_PASSKEY})
+PUBLIC: Final = frozenset(
+    {
+        Action.SIGN_IN,
+        Action.ISSUE_TOKEN,
+        Action.CHALLENGE_PASSKEY,
+        Action.REQUEST_FACTOR_RECOVERY,
+        Action.COMPLETE_FACTOR_RECOVERY,
+    }
+)
 """What is done to become known."""
 
 ELEVATED: Final = frozenset(
@@ -255,6 +267,7 @@ ELEVATED: Final = frozenset(
         Action.CONFIRM_ISSUER,
         Action.CONFIRM_IDENTITY,
         Action.CONFIRM_OWN_IDENTITY,
+        Action.CONFIRM_FACTOR_RECOVERY,
         Action.ACTIVATE_SITE,
         Action.SET_STUDY_STATUS,
         Action.GENERATE_SCHEDULE,
@@ -350,11 +363,12 @@ PRIVILEGED: Final = ELEVATED | {
     Action.REVOKE_GRANT,
     Action.RECORD_TRAINING,
     Action.CHANGE_PASSWORD,
+    Action.COMPLETE_FACTOR_RECOVERY,
 }
 """What is answered only after its checkpoint stands in the file sink (`custody.md`, "The trail")."""
 
-_ANYWHERE: Final = frozenset({Action.READ_SERVICE_TRAIL, Action.REGISTER_STUDY})
-"""What a role of any one study includes outside the studies; registering looks at its own study inside."""
+_ANYWHERE: Final = frozenset({Action.READ_SERVICE_TRAIL, Action.REGISTER_STUDY, Action.CONFIRM_FACTOR_RECOVERY})
+"""What a role of any one study includes outside the studies; registering and confirming look at the study inside."""
 
 _LOCAL: Final = frozenset(
     {
@@ -364,6 +378,7 @@ _LOCAL: Final = frozenset(
         Action.ADD_PASSKEY,
         Action.REMOVE_PASSKEY,
         Action.CONFIRM_OWN_IDENTITY,
+        Action.CONFIRM_FACTOR_RECOVERY,
     }
 )
 """What touches the factors of a local account, or lets another identity stand for it: never by an outside issuer's word."""
@@ -405,12 +420,12 @@ def decide(action: Action, principal: Principal | None, study: StudyCode | None,
         raise NotAuthenticated
     if principal.must_change_password and action not in OWN:
         raise PasswordChangeRequired
+    if principal.is_outside and action in _LOCAL:
+        message = "Sign in with your own password for this: an outside issuer vouches for nothing of it."
+        raise Forbidden(message)
     if action in OWN:
         if principal.is_machine and action is not Action.SIGN_OUT and action is not Action.READ_SELF:
             raise Forbidden
-        if principal.is_outside and action in _LOCAL:
-            message = "Sign in with your own password for this: an outside issuer vouches for nothing of it."
-            raise Forbidden(message)
         if action in ELEVATED:
             _require_fresh_proof(principal, now)
         return Decision(None, None)

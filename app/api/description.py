@@ -23,7 +23,11 @@ from app.services import audited
 
 _SCHEMA_ROOT: Final = "#/components/schemas/"
 _REQUEST_ID: Final = "5b0f6a5d0d1e4d7f8a7c2b9e3f4a1c6d"
-_THROTTLED: Final = frozenset({Action.SIGN_IN, Action.ISSUE_TOKEN, Action.STEP_UP, Action.CHANGE_PASSWORD})
+_THROTTLED: Final = frozenset(
+    {Action.SIGN_IN, Action.ISSUE_TOKEN, Action.STEP_UP, Action.CHANGE_PASSWORD, Action.REQUEST_FACTOR_RECOVERY}
+)
+_NAMING_IN_BODY: Final = frozenset({Action.LINK_IDENTITY, Action.CONFIRM_FACTOR_RECOVERY})
+"""What is about an account that the body names."""
 _SAYS_NOTHING: Final = frozenset({"Successful Response", "Service Unavailable"})
 """What the framework writes where nobody said anything."""
 
@@ -108,19 +112,20 @@ def _problems_of(operation: Mapping[str, Any], action: Action, method: str, path
     if method == "POST":
         yield "413", "TooLarge"
         yield "415", "UnsupportedMediaType"
-    if action is Action.SIGN_IN:
+    if action in {Action.SIGN_IN, Action.REQUEST_FACTOR_RECOVERY}:
         yield "401", "WrongCredentials"
-    elif action in {Action.STEP_UP, Action.CHANGE_PASSWORD}:
+    elif action in {Action.STEP_UP, Action.CHANGE_PASSWORD, Action.COMPLETE_FACTOR_RECOVERY}:
         yield "401", "WrongProof"
     else:
         yield "401", "StepUpRequired" if audited.is_elevated(action) else "NotAuthenticated"
     if not is_public and action not in {Action.READ_SELF, Action.SIGN_OUT}:
         yield "403", "Forbidden"
-    if "{" in path:
+    if "{" in path or action in _NAMING_IN_BODY:
         yield "404", "NotFound"
     if operation.get("parameters") or operation.get("requestBody"):
         yield "422", "Invalid"
-    if method != "GET" and ("passkey" in path or action is Action.CHALLENGE_PASSKEY or not (is_public or is_own)):
+    can_conflict = "passkey" in path or "recoveries" in path or action is Action.CHALLENGE_PASSKEY
+    if method != "GET" and (can_conflict or not (is_public or is_own)):
         yield "409", "Conflict"
     if action in _THROTTLED:
         yield "429", "TooManyAttempts"

@@ -1,10 +1,17 @@
 """Who is asking: a person or a machine client with the grants that hold now, and the second proof that was given."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 from uuid import UUID
 
-from app.domain.words import Role, SiteCode, StudyCode
+from app.domain.words import UNBLINDED_ROLES, Role, SiteCode, StudyCode
+
+VOUCHING_ROLES: Final = frozenset({Role.INVESTIGATOR, Role.SAFETY_OFFICER, Role.STUDY_ADMIN, Role.SERVICE_ADMIN})
+"""Who confirms that a colleague has lost a second factor: those who break codes, or administer, and so are there at night."""
+RECOVERY_TOLD_FOR: Final = timedelta(days=1)
+"""How long the entries of code breaks say that the second factor is a recovered one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,12 @@ class Principal:
     """Roles that wait for a training that is not on record, or is over: likewise."""
     is_outside: bool = False
     """Known by the word of an outside issuer, in this session."""
+    factor_recovered_at: datetime | None = None
+    """When the second factor took the place of a lost one, by a colleague's word."""
+
+    def was_recovered_lately(self, now: datetime) -> bool:
+        """Return whether the second factor is a recovered one, less than a day old."""
+        return self.factor_recovered_at is not None and now - self.factor_recovered_at < RECOVERY_TOLD_FOR
 
     @property
     def lapsed_grants(self) -> tuple[HeldGrant, ...]:
@@ -90,3 +103,21 @@ class Principal:
     def holds(self, study: StudyCode) -> frozenset[Role]:
         """Return the roles that the caller holds in a study."""
         return frozenset(grant.role for grant in self.grants if grant.study_code == study)
+
+
+def may_vouch(voucher: Collection[HeldGrant], owner: Collection[HeldGrant]) -> bool:
+    """Return whether who holds the first roles may confirm that who holds the second has lost a second factor.
+
+    A colleague of one study at least. Who knew the password as well would be the other person: so nobody blinded vouches for
+    somebody unblinded, and only an administrator of the service for another one (rules B1, B10, SIG-07).
+    """
+    if not owner:
+        return False
+    if any(grant.role is Role.SERVICE_ADMIN for grant in voucher):
+        return True
+    if any(grant.role is Role.SERVICE_ADMIN for grant in owner):
+        return False
+    studies = {grant.study_code for grant in voucher if grant.role in VOUCHING_ROLES}
+    unblinded_in = {grant.study_code for grant in voucher if grant.role in VOUCHING_ROLES & UNBLINDED_ROLES}
+    shared = any(grant.study_code in studies for grant in owner)
+    return shared and all(grant.study_code in unblinded_in for grant in owner if grant.role in UNBLINDED_ROLES)

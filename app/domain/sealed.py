@@ -48,6 +48,7 @@ class Column(Enum):
     ANSWER_SMALL = ("stored_answer", "sealed_small", "answers", 1024)
     ANSWER_LARGE = ("stored_answer", "sealed_large", "answers", 32768)
     TOTP = ("credential", "sealed_totp_secret", "credentials", 64)
+    RECOVERY = ("factor_recovery", "sealed_totp_secret", "credentials", 64)
     PASSKEY = ("passkey", "sealed_key", "credentials", 1024)
 
     def __init__(self, table: str, column: str, purpose: str, length: int) -> None:

@@ -182,6 +182,9 @@ class Action(StrEnum):
     ADD_PASSKEY = "passkey:create"
     LIST_PASSKEYS = "passkey:list"
     REMOVE_PASSKEY = "passkey:remove"
+    REQUEST_FACTOR_RECOVERY = "factor_recovery:request"
+    CONFIRM_FACTOR_RECOVERY = "factor_recovery:confirm"
+    COMPLETE_FACTOR_RECOVERY = "factor_recovery:complete"
     REGISTER_PERSON = "person:create"
     LIST_PEOPLE = "person:list"
     DEACTIVATE_PERSON = "person:deactivate"
@@ -299,6 +302,15 @@ class ReasonCode(StrEnum):
     ACCIDENTAL_EXPOSURE = "accidental_exposure"
     URGENT_TREATMENT_DECISION = "urgent_treatment_decision"
     OTHER_SAFETY = "other_safety"
+
+
+class IdentityCheck(StrEnum):
+    """How a colleague made sure of who asks for the recovery of a second factor."""
+
+    IN_PERSON = "in_person"
+    VIDEO = "video"
+    CALL_BACK = "call_back"
+    """Called back at a number that was known before."""
 
 
 class HowLearnt(StrEnum):

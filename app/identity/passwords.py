@@ -1,5 +1,6 @@
 """Passwords: hashed with Argon2id (RFC 9106), compared at equal cost for known and unknown accounts."""
 
+import re
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +30,9 @@ _LONGEST_WAIT: Final = 3.0
 
 # Letters and digits that nobody confuses on paper; a one-time password is read aloud or typed from a sheet.
 _ALPHABET: Final = "23456789ABCDEFGHJKMNPQRSTVWXYZ"
-_GROUPS: Final = 4
-_GROUP_LENGTH: Final = 5
+_GROUPS: Final = (4, 5)
+_SPOKEN_GROUPS: Final = (3, 4)
+"""How many groups of how many characters a code has that one person reads to another."""
 # Bytes from here on are drawn again: they would make the first characters of the alphabet likelier (rule A4).
 _FAIR_BYTES: Final = 256 - 256 % len(_ALPHABET)
 
@@ -153,13 +155,25 @@ def refuse_weak(password: str, username: str, field: str = "new") -> None:
 
 def issued_password(entropy: Entropy) -> str:
     """Return a one-time password of 98 random bits in four groups, to be replaced at the first sign-in."""
+    return _in_groups(entropy, "issued_password", *_GROUPS)
+
+
+def spoken_code(entropy: Entropy) -> str:
+    """Return a code of 58 random bits in three groups, which one person reads to another: good once, and not for long."""
+    return _in_groups(entropy, "spoken_code", *_SPOKEN_GROUPS)
+
+
+def as_spoken(code: str) -> bytes:
+    """Return a code as it is compared, however it was written down."""
+    return _bytes(re.sub(r"[\s-]", "", code).upper())
+
+
+def _in_groups(entropy: Entropy, purpose: str, groups: int, length: int) -> str:
     characters: list[str] = []
-    while len(characters) < _GROUPS * _GROUP_LENGTH:
-        drawn = entropy.draw("issued_password", 2 * _GROUPS * _GROUP_LENGTH)
+    while len(characters) < groups * length:
+        drawn = entropy.draw(purpose, 2 * groups * length)
         characters += [_ALPHABET[byte % len(_ALPHABET)] for byte in drawn if byte < _FAIR_BYTES]
-    return "-".join(
-        "".join(characters[start : start + _GROUP_LENGTH]) for start in range(0, _GROUPS * _GROUP_LENGTH, _GROUP_LENGTH)
-    )
+    return "-".join("".join(characters[start : start + length]) for start in range(0, groups * length, length))
 
 
 def _normal(text: str) -> str:

@@ -76,6 +76,8 @@ _OPEN_DESPITE_SUSPICION: Final = (
     | {
         RESTORE_KEYS,
         Action.BREAK_CODE,
+        # Without its second factor nobody would break it.
+        Action.CONFIRM_FACTOR_RECOVERY,
         Action.DECLARE_RECOVERY,
         Action.READ_CHECKPOINT,
         Action.READ_PROOF,
@@ -127,6 +129,8 @@ class Act:
     """What stays true although the act is refused; its entry tells it either way."""
     subject_key: SubjectKey | None = None
     site_code: SiteCode | None = None
+    actor: str | None = None
+    """Who acts, where that was shown and no session says so."""
     is_entered: bool = True
     is_signed: bool = False
     """Whether the caller has signed the record of the act (`app.services.signatures`)."""
@@ -547,6 +551,7 @@ class _Door:
             act.restricted,
             act.subject_key,
             act.site_code,
+            act.actor,
         )
         composed = _compose(act.tx, self.ctx, act.head, note, act.now)
         if act.head is not None and composed.head.key_version > act.head.key_version:

@@ -6,7 +6,6 @@ up. So what is verified is looked at again inside, under a lock on the credentia
 
 import base64
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -16,7 +15,6 @@ from uuid import UUID
 
 from app.domain.encoding import encode
 from app.domain.people import HeldGrant, Period, Principal
-from app.domain.sealed import Column, SealContext
 from app.domain.words import (
     BLINDED_ROLES,
     SITE_ROLES,
@@ -45,7 +43,7 @@ from app.errors import (
     WrongOneTimeCode,
 )
 from app.identity import assertions
-from app.identity.attempts import ALARMS, Attempts, guessed
+from app.identity.attempts import Attempts
 from app.identity.codes import accepted_step, new_secret
 from app.identity.jose import PublicKey
 from app.identity.passwords import issued_password, refuse_weak
@@ -54,20 +52,30 @@ from app.services import pages
 from app.services.audited import Act, audited, enter_by_service
 from app.services.context import Deployment, RequestContext
 from app.services.sessions import SignedIn, apart, begin_session
-from app.storage import clients, passkeys, people, studies
+from app.services.tries import (
+    SESSION_BUCKETS,
+    USERNAME,
+    bucket_of,
+    charge_name,
+    enter_failed_login,
+    factor_context,
+    fault_of,
+    find_named,
+    hold_unchanged,
+    name_of,
+    require_right,
+    secret_of,
+    try_password,
+)
+from app.storage import clients, passkeys, people, recoveries, studies
 from app.storage.database import Transaction
 from app.storage.people import Account, Credential, Delegation, RoleGrant, Training
 
 ASSERTION_TYPE: Final = assertions.TYPE
 """What a client that signs for its token calls its assertion (RFC 7523, 2.2)."""
-_USERNAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,39}")
 _RESERVED: Final = frozenset({"snose", "unknown"})
 """Names that the trail gives to the service itself and to nobody known."""
 _CLIENT_PREFIX: Final = "client-"
-_BUCKET_BYTES: Final = 2
-"""Tries to sign in are counted in 65,536 buckets of names: room enough for every account, and a bound on what strangers fill."""
-_SESSION_BUCKETS: Final = 1 << 8 * _BUCKET_BYTES
-"""From here on lie those of the sessions that a password is changed in: no try at a name gets there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,33 +210,17 @@ def sign_in(ctx: RequestContext, username: str, password: str, one_time_code: st
     which is entered with the account or ``unknown`` (rule E1), and ``TooManyAttempts`` and ``HashingBusy``, which are counted as
     noise: nothing was looked at.
     """
-    name = username.strip().casefold()
-    passwords = ctx.deployment.passwords
-    is_known = one_time_code is not None and apart(ctx.deployment, lambda tx: _is_shown(ctx, tx, name, one_time_code))
+    name = name_of(username)
     # Each code is used up, so these tries are one in half a minute at most, and need no count.
-    bucket = None if is_known else _bucket_of(ctx.deployment, name.encode("utf-8", "surrogatepass"))
-    try:
-        with passwords.place(is_known=is_known):
-            credential, guesses = apart(ctx.deployment, lambda tx: _charge_name(ctx, tx, name, bucket))
-            fault = _fault_of(lambda: passwords.verify(password, _secret_of(credential)))
-        if isinstance(fault, HashingBusy):
-            raise fault
-    except (TooManyAttempts, HashingBusy):
-        ctx.deployment.noise.count(ctx.network)
-        raise
+    is_known = one_time_code is not None and apart(ctx.deployment, lambda tx: _is_shown(ctx, tx, name, one_time_code))
+    tried = try_password(ctx, name, password, is_known=is_known)
 
     def work(act: Act) -> SignedIn:
-        if credential is None or fault is not None:
-            if guesses in ALARMS:
-                # Told whether or not anybody has the name, which the entry tells elsewhere.
-                act.lasting = {"alarm": "many_guesses", "guesses": guesses, "network": ctx.network}
-            raise fault or WrongCredentials
-        _hold_unchanged(act, credential, bucket)
+        credential = require_right(act, tried)
         end = act.now + act.deployment.limits.session_length
         return begin_session(act, credential.principal_id, end, "pwd")
 
-    target = {"username": name if credential is not None else "unknown"}
-    return audited(ctx, Action.SIGN_IN, work, target=target, on_refusal=_enter_failed_login)
+    return audited(ctx, Action.SIGN_IN, work, target=tried.target(name), on_refusal=enter_failed_login)
 
 
 def issue_token(ctx: RequestContext, client_id: str, client_secret: str) -> SignedIn:
@@ -242,7 +234,7 @@ def issue_token(ctx: RequestContext, client_id: str, client_secret: str) -> Sign
         # The present secret has no end; an empty one opens nothing.
         ends = {one.secret_hash: one.ends_at for one in former} | ({kept.secret_hash: None} if kept.secret_hash else {})
         for digest, end in ends.items():
-            if _fault_of(partial(verify_client_secret, client_secret, bytes.fromhex(digest))) is None:
+            if fault_of(partial(verify_client_secret, client_secret, bytes.fromhex(digest))) is None:
                 return end
         raise WrongCredentials
 
@@ -283,7 +275,7 @@ def issue_token_to_key(ctx: RequestContext, client_id: str | None, assertion: st
 def _issue(ctx: RequestContext, client_id: str, shown: Callable[[Act, Credential], datetime | None]) -> SignedIn:
     """Return a session of a client whose proof is looked at by ``shown``, which returns when that proof ends, if it does."""
     credential = None
-    if _USERNAME.fullmatch(client_id):
+    if USERNAME.fullmatch(client_id):
         credential = apart(ctx.deployment, lambda tx: people.find_credential(tx, client_id, is_machine=True))
 
     def work(act: Act) -> SignedIn:
@@ -298,7 +290,7 @@ def _issue(ctx: RequestContext, client_id: str, shown: Callable[[Act, Credential
         return begin_session(act, credential.principal_id, min(end, ends_at or end), "client")
 
     # A name that no client has is noise; a known one's failure is entered, because its secret may have been lost.
-    on_refusal = _enter_failed_login if credential is not None else None
+    on_refusal = enter_failed_login if credential is not None else None
     target = {"client_id": client_id if credential is not None else "unknown"}
     return audited(ctx, Action.ISSUE_TOKEN, work, target=target, on_refusal=on_refusal)
 
@@ -320,7 +312,7 @@ def step_up(ctx: RequestContext, one_time_code: str) -> SignedIn:
         kept = people.hold_credential(act.tx, caller.principal_id)
         if credential is None or kept.totp_secret is None:
             raise WrongOneTimeCode
-        secret = act.deployment.ring.open(_factor_context(caller.principal_id), kept.totp_secret).decode("ascii")
+        secret = act.deployment.ring.open(factor_context(caller.principal_id), kept.totp_secret).decode("ascii")
         step = accepted_step(secret, one_time_code.replace(" ", ""), act.now, kept.totp_last_step)
         if not people.claim_one_time_step(act.tx, caller.principal_id, step):
             raise WrongOneTimeCode
@@ -408,7 +400,7 @@ def change_password(ctx: RequestContext, current: str, new: str) -> NewPassword:
     credential: Credential | None = None
     if caller is not None and not caller.is_machine:
         # A password that is refused anyhow says nothing about the current one, so it costs no try.
-        fault = _fault_of(lambda: _refuse(caller.name, current, new))
+        fault = fault_of(lambda: _refuse(caller.name, current, new))
         if fault is None:
             credential, secret_hash, fault = _exchange(ctx, current, new)
 
@@ -417,15 +409,16 @@ def change_password(ctx: RequestContext, current: str, new: str) -> NewPassword:
             raise fault
         if credential is None or not secret_hash:
             raise NotAuthenticated
-        people.forget_guesses(act.tx, _bucket_of(act.deployment, act.principal.name.encode()))
-        kept = _hold_unchanged(act, credential, _bucket_of_session(act.deployment, act.principal))
+        people.forget_guesses(act.tx, bucket_of(act.deployment, act.principal.name.encode()))
+        kept = hold_unchanged(act, credential, _bucket_of_session(act.deployment, act.principal))
         principal_id = act.principal.principal_id
         factor = new_secret(act.deployment.entropy) if kept.must_change or kept.totp_secret is None else None
         sealed = None
         if factor is not None:
-            sealed = act.deployment.ring.seal(_factor_context(principal_id), factor.encode("ascii"))
+            sealed = act.deployment.ring.seal(factor_context(principal_id), factor.encode("ascii"))
         people.record_new_password(act.tx, principal_id, secret_hash, act.now, sealed)
         people.end_sessions(act.tx, principal_id, act.now, but=act.principal.session_id)
+        recoveries.close_all(act.tx, principal_id, act.now)
         act.note(target={"username": act.principal.name}, after={"new_second_factor": factor is not None})
         return NewPassword(factor)
 
@@ -504,13 +497,14 @@ def reset(ctx: RequestContext, username: Username) -> IssuedPerson:
         password, secret_hash = issue()
         act.note(target={"username": username})
         account = people.get_account(act.tx, username, is_machine=False)
-        people.forget_guesses(act.tx, _bucket_of(act.deployment, username.encode()))
+        people.forget_guesses(act.tx, bucket_of(act.deployment, username.encode()))
         people.hold_credential(act.tx, account.principal_id)
         if not account.is_active:
             message = "The account is switched off."
             raise IllegalTransition(message)
         people.record_issued_password(act.tx, account.principal_id, secret_hash, act.now)
         passkeys.record_all_removed(act.tx, account.principal_id, act.now)
+        recoveries.close_all(act.tx, account.principal_id, act.now)
         people.end_sessions(act.tx, account.principal_id, act.now)
         act.note(after={"must_change_password": True, "second_factor": None})
         return IssuedPerson(username, password)
@@ -560,7 +554,7 @@ def register_first_admin(deployment: Deployment, username: str, display_name: st
 
 def check_username(username: str) -> Username:
     """Return the name; raise ``Invalid`` for one that cannot be a person's, or that the trail gives to others."""
-    if not _USERNAME.fullmatch(username) or username in _RESERVED or username.startswith(_CLIENT_PREFIX):
+    if not USERNAME.fullmatch(username) or username in _RESERVED or username.startswith(_CLIENT_PREFIX):
         message = (
             "A user name has 2 to 40 lower-case letters, digits, '.', '_' or '-', begins with a letter or digit, "
             "and is not one that the service keeps for itself."
@@ -798,19 +792,6 @@ def _keep_one_admin(admins: Sequence[UUID], leaving: UUID) -> None:
 # -- inside ----------------------------------------------------------------------------------------------------------
 
 
-def _fault_of(check: Callable[[], None]) -> SnoseError | None:
-    """Return what a check raises, so that it can be raised inside the door and entered there."""
-    try:
-        check()
-    except SnoseError as error:
-        return error
-    return None
-
-
-def _enter_failed_login(_tx: Transaction, _error: SnoseError) -> None:
-    """Ask the door to enter the refusal although nobody known is asking (rule E1); there is nothing else to write."""
-
-
 def _nobody_asks() -> NoReturn:
     raise NotAuthenticated
 
@@ -851,14 +832,10 @@ def _exchange(ctx: RequestContext, current: str, new: str) -> tuple[Credential |
             credential, fault = _charge_caller(ctx, _charge_password)
             if fault is not None:
                 return None, "", fault
-            passwords.verify(current, _secret_of(credential))
+            passwords.verify(current, secret_of(credential))
             return credential, passwords.hash(new), None
     except (WrongCredentials, IntegrityBroken, HashingBusy) as error:
         return credential, "", error
-
-
-def _secret_of(credential: Credential | None) -> str | None:
-    return credential.secret_hash if credential is not None else None
 
 
 def _refuse(name: str, current: str, new: str) -> None:
@@ -868,38 +845,13 @@ def _refuse(name: str, current: str, new: str) -> None:
         raise PasswordRefused(message, "new")
 
 
-def _bucket_of(deployment: Deployment, name: bytes) -> int:
-    """Return where the tries at a name are counted: too few bits, and keyed, to tell what was typed (rule E1)."""
-    mac = deployment.ring.mac("sign-in tries", name)
-    return int.from_bytes(mac[:_BUCKET_BYTES], "big")
-
-
 def _bucket_of_session(deployment: Deployment, caller: Principal) -> int:
     """Return where the tries to change a password are counted.
 
     A bucket for each session: neither strangers who know a name, nor a thief of one session, keep its owner from changing the
     password in another, which throws the thief out (USR-13).
     """
-    return _SESSION_BUCKETS + _bucket_of(deployment, caller.session_id.bytes)
-
-
-def _charge_name(ctx: RequestContext, tx: Transaction, name: str, bucket: int | None) -> tuple[Credential | None, int]:
-    """Count a try at a name, and return its credential and how often it was guessed at; raise ``TooManyAttempts``.
-
-    For a name that nobody has the work is that for any other (USR-10).
-    """
-    guesses = 0
-    if bucket is not None:
-        failed, blocked_until, before = people.hold_password_tries(tx, bucket)
-        guesses = guessed(before)
-        charged = Attempts(failed, blocked_until).charged(ctx.now())
-        people.record_password_tries(tx, bucket, charged.failed, charged.blocked_until, guesses)
-    return _find_named(tx, name), guesses
-
-
-def _find_named(tx: Transaction, name: str) -> Credential | None:
-    # What cannot be a name is not looked for: PostgreSQL holds no NUL, and neither does a name. Nobody's name is empty.
-    return people.find_credential(tx, name if _USERNAME.fullmatch(name) else "", is_machine=False)
+    return SESSION_BUCKETS + bucket_of(deployment, caller.session_id.bytes)
 
 
 def _is_shown(ctx: RequestContext, tx: Transaction, name: str, one_time_code: str) -> bool:
@@ -908,15 +860,15 @@ def _is_shown(ctx: RequestContext, tx: Transaction, name: str, one_time_code: st
     Guesses are not counted: few in a million are right, and one that is opens a single try at the password. Were the code not
     used up, whoever knows the password could find out here what a step-up takes.
     """
-    credential = _find_named(tx, name)
+    credential = find_named(tx, name)
     if credential is None or credential.totp_secret is None:
         holder, last_step = UUID(int=0), None
         # Who has no device costs what the others do, so that the time tells no name (USR-10).
-        sealed = ctx.deployment.ring.seal(_factor_context(holder), new_secret(ctx.deployment.entropy).encode("ascii"))
+        sealed = ctx.deployment.ring.seal(factor_context(holder), new_secret(ctx.deployment.entropy).encode("ascii"))
     else:
         holder, last_step, sealed = credential.principal_id, credential.totp_last_step, credential.totp_secret
     try:
-        secret = ctx.deployment.ring.open(_factor_context(holder), sealed).decode("ascii")
+        secret = ctx.deployment.ring.open(factor_context(holder), sealed).decode("ascii")
         step = accepted_step(secret, one_time_code.replace(" ", ""), ctx.now(), last_step)
     except (WrongOneTimeCode, IntegrityBroken):
         # A secret that does not open is told at the step-up, where it is entered.
@@ -925,7 +877,7 @@ def _is_shown(ctx: RequestContext, tx: Transaction, name: str, one_time_code: st
 
 
 def _charge_password(ctx: RequestContext, tx: Transaction, caller: Principal) -> Credential | None:
-    return _charge_name(ctx, tx, caller.name, _bucket_of_session(ctx.deployment, caller))[0]
+    return charge_name(ctx, tx, caller.name, _bucket_of_session(ctx.deployment, caller))[0]
 
 
 def _charge_code(ctx: RequestContext, tx: Transaction, caller: Principal) -> Credential:
@@ -952,22 +904,6 @@ def _charge_caller(
         return None, error
 
 
-def _hold_unchanged(act: Act, verified: Credential, bucket: int | None) -> Credential:
-    """Give the try back and return the credential as it is held now; raise ``WrongCredentials`` if it is another by now."""
-    tries = Attempts(*people.hold_password_tries(act.tx, bucket)[:2]) if bucket is not None else None
-    kept = people.hold_credential(act.tx, verified.principal_id)
-    if not kept.is_active or kept.secret_hash != verified.secret_hash:
-        raise WrongCredentials
-    if bucket is not None and tries is not None:
-        left = tries.given_back(act.now)
-        people.record_password_tries(act.tx, bucket, left.failed, left.blocked_until, 0)
-    return kept
-
-
 def _end_sessions(act: Act, principal_id: UUID) -> None:
     people.hold_credential(act.tx, principal_id)
     people.end_sessions(act.tx, principal_id, act.now)
-
-
-def _factor_context(principal_id: UUID) -> SealContext:
-    return SealContext(Column.TOTP, None, (str(principal_id),))

@@ -216,7 +216,7 @@ def _break(act: Act, wanted: CodeBreakRequest, kit_id: UUID | None, shown: Shown
             "own_site": code_break.is_own_site,
             # An expired password alerts and does not block (rule D1).
             **({"password_expired": True} if act.principal.password_expired else {}),
-            # And so do a delegation that has ended and was not revoked, and a training that is not on record.
+            # And so do a delegation that has ended and was not revoked, a training not on record, a factor just recovered.
             **_lapsed(act, shown.site_code),
         },
         restricted={"requested_by": wanted.requested_by} if wanted.requested_by else None,
@@ -232,6 +232,7 @@ def _lapsed(act: Act, site_code: SiteCode | None) -> dict[str, bool]:
     found = {
         "delegation_ended": act.principal.acts_after_end(*where),
         "training_missing": act.principal.acts_untrained(*where),
+        "factor_recovered": act.principal.was_recovered_lately(act.now),
     }
     return {name: True for name, is_so in found.items() if is_so}
 

@@ -154,6 +154,7 @@ _FIND_SESSION: Final = (
         _p.is_machine,
         _c.must_change,
         _c.secret_set_at,
+        _c.factor_recovered_at,
         _g.role,
         _g.study_code,
         _g.site_code,
@@ -218,6 +219,7 @@ def find_principal(
         ended_grants=tuple(_held(row) for row in held if _has_ended(row, now)),
         untrained_grants=tuple(_held(row) for row in held if not _has_ended(row, now) and not row.is_trained),
         is_outside=first.link_id is not None,
+        factor_recovered_at=first.factor_recovered_at,
     )
 
 
@@ -412,8 +414,23 @@ def record_new_password(
     if totp_secret is not None:
         # A new factor begins with no wrong tries; a new password leaves those at the old factor.
         values |= {"sealed_totp_secret": totp_secret.token, "totp_last_step": None}
-        values |= {"failed_codes": 0, "codes_blocked_until": None}
+        values |= {"failed_codes": 0, "codes_blocked_until": None, "factor_recovered_at": None}
     tx.execute(update(tables.credential).where(_c.principal_id == principal_id).values(**values))
+
+
+def record_recovered_factor(tx: Transaction, principal_id: UUID, totp_secret: Sealed, step: int, at: datetime) -> None:
+    """Put a new second factor in the place of a lost one; the code that tested it is used up."""
+    tx.execute(
+        update(tables.credential)
+        .where(_c.principal_id == principal_id)
+        .values(
+            sealed_totp_secret=totp_secret.token,
+            totp_last_step=step,
+            failed_codes=0,
+            codes_blocked_until=None,
+            factor_recovered_at=at,
+        )
+    )
 
 
 def record_issued_password(tx: Transaction, principal_id: UUID, secret_hash: str, at: datetime) -> None:
@@ -429,6 +446,7 @@ def record_issued_password(tx: Transaction, principal_id: UUID, secret_hash: str
             totp_last_step=None,
             failed_codes=0,
             codes_blocked_until=None,
+            factor_recovered_at=None,
         )
     )
 

@@ -138,6 +138,7 @@ credential = Table(
     Column("totp_last_step", BigInteger(), nullable=True),
     _number("failed_codes"),
     _time("codes_blocked_until", nullable=True),
+    _time("factor_recovered_at", nullable=True),
     ForeignKeyConstraint(["principal_id"], ["principal.principal_id"]),
 )
 # Tries at a password by a few bits of a keyed digest of the name, whether or not anybody has it.
@@ -149,6 +150,26 @@ sign_in_tries = Table(
     _time("blocked_until", nullable=True),
     # Since the password was last known, or set; those of long ago count too.
     Column("guesses", Integer(), nullable=False, server_default="0"),
+)
+# A second factor that was lost, and its successor, which only the person has seen; a MAC binds what a colleague has confirmed.
+factor_recovery = Table(
+    "factor_recovery",
+    metadata,
+    Column("recovery_id", Uuid(), primary_key=True),
+    _id("principal_id"),
+    Column("code_digest", LargeBinary(32), nullable=False),
+    _text("sealed_totp_secret"),
+    Column("former_last_step", BigInteger(), nullable=True),
+    _time("requested_at"),
+    _number("tries"),
+    _text("confirmed_by", nullable=True),
+    _time("confirmed_at", nullable=True),
+    _text("identity_check", nullable=True),
+    Column("confirmation_mac", LargeBinary(32), nullable=True),
+    _time("closed_at", nullable=True),
+    ForeignKeyConstraint(["principal_id"], ["principal.principal_id"]),
+    UniqueConstraint("code_digest"),
+    Index(None, "principal_id"),
 )
 # The public key is sealed too: who writes to the database could else plant a factor of their own for somebody else.
 passkey = Table(

@@ -131,6 +131,7 @@ class TestDocument:
         assert without == {
             *("GET /livez", "GET /readyz", "POST /v1/sessions", "POST /oauth2/token"),
             *("POST /v1/sessions/challenge", "POST /v1/sessions/passkey"),
+            *("POST /v1/factor-recoveries", "POST /v1/factor-recoveries/{recovery_id}/completion"),
         }
 
 

@@ -20,7 +20,7 @@ from app.storage.tables import metadata
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 WITHOUT_TRIGGERS: Final = {
-    *("client_key", "credential", "former_secret", "identity_link", "issuer", "passkey"),
+    *("client_key", "credential", "factor_recovery", "former_secret", "identity_link", "issuer", "passkey"),
     *("session", "sign_in_tries", "used_assertion"),
 }
 

@@ -36,12 +36,16 @@ AGAIN: Final[Mapping[Action, str]] = {
     Action.RESET_PERSON: "each reset issues another password",
     Action.STEP_UP: "the code has served: a wrong try is counted",
     Action.CHANGE_PASSWORD: "the old password is wrong by now: a wrong try is counted",
+    Action.REQUEST_FACTOR_RECOVERY: "each is another recovery; one whose answer was lost opens nothing, and ends by itself",
+    Action.COMPLETE_FACTOR_RECOVERY: "the recovery is over by now: a try is counted",
 }
 """What changes something once more when it is sent again: its answer is a secret, which is not kept (rule C4)."""
 BESIDE: Final[Mapping[Action, set[str]]] = {
     Action.SIGN_IN: {"sign_in_tries"},
     Action.CHANGE_PASSWORD: {"sign_in_tries"},
     Action.STEP_UP: {"credential"},
+    Action.REQUEST_FACTOR_RECOVERY: {"sign_in_tries"},
+    Action.COMPLETE_FACTOR_RECOVERY: {"factor_recovery"},
 }
 """What is written in a transaction of its own before the act: a try is counted before it is looked at (USR-10)."""
 

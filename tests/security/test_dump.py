@@ -57,6 +57,12 @@ def enrol_passkey(play: Play, length: int) -> None:
     play.ask(who, "POST", path, {"name": "Phone", "credential": device.create(options)}, step_up=True)
 
 
+def lose_a_device(play: Play) -> None:
+    """Have somebody ask for the recovery of a second factor."""
+    who = play.who(Role.MONITOR)
+    play.ask(None, "POST", "/v1/factor-recoveries", {"username": who.username, "password": who.password})
+
+
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def dump(request: pytest.FixtureRequest, places: Places) -> Iterator[Dump]:
     """The whole script, 24 subjects to the final unblinding, and then a thief's copy."""
@@ -65,6 +71,7 @@ def dump(request: pytest.FixtureRequest, places: Places) -> Iterator[Dump]:
         play.run()
         for length in (16, 64):
             enrol_passkey(play, length)
+        lose_a_device(play)
         deployment, study = house.deployment, StudyCode(play.protocol.study_code)
         with deployment.database.transaction() as tx:
             rows = {

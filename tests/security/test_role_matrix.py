@@ -75,6 +75,7 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
     "confirm_identity": ADMIN,
     "list_identities": ADMIN,
     "end_identity": ADMIN,
+    "confirm_recovery": ADMIN | STUDY_ADMIN | BREAKING,
     "issue_client_secret": ADMIN,
     "list_client_secrets": ADMIN,
     "revoke_client_secret": ADMIN,
@@ -177,6 +178,7 @@ OWN: Final = frozenset(
         *("challenge_passkey", "sign_in_by_passkey", "step_up_by_passkey"),
         *("begin_passkey", "add_passkey", "list_passkeys", "remove_passkey"),
         *("read_own_identities", "confirm_own_identity"),
+        *("request_recovery", "complete_recovery"),
     }
 )
 """What concerns one's own account, or makes one known; tested with it (`tests/api/test_people.py`, `test_passkeys.py`)."""
@@ -185,6 +187,7 @@ STEP_UP: Final = frozenset(
     {
         "confirm_issuer",
         "confirm_identity",
+        "confirm_recovery",
         "activate_site",
         "set_study_status",
         "generate_schedule",
@@ -284,6 +287,7 @@ class Cast:
             client_id="client-nobody",
             issuer_id="00000000-0000-4000-8000-000000000000",
             link_id="00000000-0000-4000-8000-000000000000",
+            recovery_id="00000000-0000-4000-8000-000000000000",
             key_id="A" * 43,
             fingerprint="0" * 16,
             contact_id="00000000-0000-4000-8000-000000000000",

@@ -26,6 +26,7 @@ from sqlalchemy import select, update
 from app.cli.trial import Machine, Person
 from app.domain.codes import ALPHABET, check_character
 from app.domain.words import Action, Role
+from app.identity.codes import code_of_step, step_at
 from app.identity.passwords import PLACES
 from app.services import audited, stock
 from app.services.keeper import Keeper
@@ -387,7 +388,22 @@ class WholePlay(Play):
         self.ask(self.admin, "GET", "/v1/identity-links")
         self.ask(self.admin, "DELETE", f"/v1/identity-links/{links[0]}")
         self.ask(self.admin, "DELETE", f"/v1/issuers/{issuer}")
+        self.lose_a_device(second)
         self.ask(self.admin, "POST", f"/v1/people/{SECOND_ADMIN}/deactivation")
+
+    def lose_a_device(self, who: Person) -> None:
+        """Have somebody recover a second factor by the word of the administrator, and try it by that of others."""
+        path = "/v1/factor-recoveries"
+        asked = self.ask(None, "POST", path, {"username": who.username, "password": who.password}).json()
+        finish = f"{path}/{asked['recovery_id']}/completion"
+        body = {"username": who.username, "code": asked["code_for_colleague"], "identity_check": "call_back"}
+        otp = code_of_step(asked["totp_secret"], step_at(self.now()))
+        self.tell(None, "POST", finish, {"password": who.password, "otp": otp})
+        for role in (Role.MONITOR, Role.INVESTIGATOR, Role.STUDY_ADMIN):
+            self.tell(self.who(role), "POST", f"{path}/confirmation", body, step_up=True)
+        self.ask(self.admin, "POST", f"{path}/confirmation", body, step_up=True)
+        otp = code_of_step(asked["totp_secret"], step_at(self.now()))
+        self.ask(None, "POST", finish, {"password": who.password, "otp": otp})
 
     def administer_machines(self) -> None:
         """Let a machine client come and go."""
