@@ -148,7 +148,8 @@ class TooManyAttempts(SnoseError):
     code = "too_many_attempts"
     title = "Too many wrong tries"
     advice = (
-        "Wait for the time named in Retry-After, then try again. A sign-in with a one-time code as otp need not wait."
+        "Wait for the time named in Retry-After, then try again. A sign-in with a one-time code as otp, or from a "
+        "known device, need not wait."
     )
 
     def __init__(self, message: str, retry_after: int) -> None:

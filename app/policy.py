@@ -245,6 +245,8 @@ OWN: Final = frozenset(
         Action.ADD_PASSKEY,
         Action.LIST_PASSKEYS,
         Action.REMOVE_PASSKEY,
+        Action.LIST_DEVICES,
+        Action.END_DEVICE,
         Action.READ_OWN_IDENTITIES,
         Action.CONFIRM_OWN_IDENTITY,
     }

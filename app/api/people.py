@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 from urllib.parse import parse_qsl, unquote_plus
 from uuid import UUID
 
-from fastapi import Depends, Path, Query, Request
+from fastapi import Depends, Header, Path, Query, Request
 from pydantic import Field, StringConstraints
 from starlette.responses import JSONResponse, Response
 
@@ -63,6 +63,9 @@ class StepUpRequest(Body):
     """The one-time code that the person's own device shows now."""
 
     otp: Annotated[OneTimeCode, Field(examples=["492039"])]
+    remember_device: Annotated[
+        bool, Field(description="whether this device is to be known at the next sign-ins", examples=[False])
+    ] = False
 
 
 class SessionRead(Answer):
@@ -78,6 +81,15 @@ class StepUpRead(SessionRead):
 
     auth_time: datetime = Field(examples=["2026-11-22T09:14:03+00:00"], description="when the proof was given")
     acr: str = Field(examples=["mfa"])
+
+
+class CodeStepUpRead(StepUpRead):
+    """A session with a fresh second proof, and what makes the device known."""
+
+    device_secret: str | None = Field(
+        examples=[None],
+        description="where `remember_device` asked for it: to be kept on this device and sent as `Snose-Device`; shown once",
+    )
 
 
 class MySessionRead(Answer):
@@ -299,16 +311,26 @@ def _moment(at: datetime | date | None) -> datetime | None:
 # -- sign-in ---------------------------------------------------------------------------------------------------------
 
 
+DeviceSecret = Annotated[
+    str | None,
+    Header(
+        alias="Snose-Device",
+        max_length=_LONG,
+        description="The secret of a known device: the try is counted apart from strangers', and a place is kept for it.",
+    ),
+]
+
+
 @door.post("/sessions", Action.SIGN_IN, 201)
-def sign_in(body: SignInRequest, ctx: Context) -> SessionRead:
+def sign_in(body: SignInRequest, ctx: Context, device: DeviceSecret = None) -> SessionRead:
     """Sign in with a password."""
-    return SessionRead.of(people.sign_in(ctx, body.username, body.password, body.otp))
+    return SessionRead.of(people.sign_in(ctx, body.username, body.password, body.otp, device))
 
 
 @door.post("/sessions/step-up", Action.STEP_UP, 201)
-def step_up(body: StepUpRequest, ctx: Context) -> StepUpRead:
+def step_up(body: StepUpRequest, ctx: Context) -> CodeStepUpRead:
     """Give a fresh second proof with a one-time code."""
-    return StepUpRead.of(people.step_up(ctx, body.otp))
+    return CodeStepUpRead.of(people.step_up(ctx, body.otp, remember_device=body.remember_device))
 
 
 @door.delete("/sessions/current", Action.SIGN_OUT)

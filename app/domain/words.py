@@ -182,6 +182,8 @@ class Action(StrEnum):
     ADD_PASSKEY = "passkey:create"
     LIST_PASSKEYS = "passkey:list"
     REMOVE_PASSKEY = "passkey:remove"
+    LIST_DEVICES = "device:list"
+    END_DEVICE = "device:end"
     REQUEST_FACTOR_RECOVERY = "factor_recovery:request"
     CONFIRM_FACTOR_RECOVERY = "factor_recovery:confirm"
     COMPLETE_FACTOR_RECOVERY = "factor_recovery:complete"

@@ -27,7 +27,7 @@ ALARMS: Final = frozenset({20, 40, MOST_GUESSES})
 def guessed(guesses: int) -> int:
     """Return the guesses with one more; raise ``TooManyAttempts`` when there were enough of them for ever (USR-10)."""
     if guesses >= MOST_GUESSES:
-        message = "Too many wrong passwords: sign in with a passkey, or with a one-time code beside the password."
+        message = "Too many wrong passwords: sign in from a known device, by passkey, or with a one-time code beside the password."
         raise TooManyAttempts(message, int(LONGEST_DELAY.total_seconds()))
     return guesses + 1
 

@@ -17,6 +17,7 @@ from app.identity.jose import LONGEST_TOKEN
 # The prefixes let scanners of repositories and logs find what should not be there.
 _TOKEN: Final = "snose_"  # a prefix, not a secret
 _CLIENT_SECRET: Final = "snose_client_"  # a prefix, not a secret
+_DEVICE: Final = "snose_device_"  # a prefix, not a secret
 _LENGTH: Final = 32
 # 256 bits are 43 characters, the last of which carries four bits: one token has one spelling.
 _RANDOM_PART: Final = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
@@ -44,6 +45,18 @@ def outside_digest(token: str) -> bytes:
     if len(token) > LONGEST_TOKEN or not token.isascii():
         raise NotAuthenticated
     return hashlib.sha256(token.encode("ascii")).digest()
+
+
+def new_device_secret(entropy: Entropy) -> str:
+    """Return a new secret of a known device: ``snose_device_`` and 256 random bits in base64url."""
+    return _DEVICE + _random_part(entropy, "device_secret")
+
+
+def device_digest(secret: str) -> bytes:
+    """Return the 32 bytes under which a device is stored and found; raise ``NotAuthenticated`` for what cannot be a secret."""
+    if not _is_formed(secret, _DEVICE):
+        raise NotAuthenticated
+    return hashlib.sha256(secret.encode("ascii")).digest()
 
 
 def new_client_secret(entropy: Entropy) -> str:

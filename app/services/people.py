@@ -7,7 +7,7 @@ up. So what is verified is looked at again inside, under a lock on the credentia
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from functools import partial
 from typing import Final, NoReturn
@@ -48,7 +48,7 @@ from app.identity.codes import accepted_step, new_secret
 from app.identity.jose import PublicKey
 from app.identity.passwords import issued_password, refuse_weak
 from app.identity.tokens import client_secret_digest, new_client_secret, verify_client_secret
-from app.services import pages
+from app.services import devices, pages
 from app.services.audited import Act, audited, enter_by_service
 from app.services.context import Deployment, RequestContext
 from app.services.sessions import SignedIn, apart, begin_session
@@ -68,6 +68,7 @@ from app.services.tries import (
     try_password,
 )
 from app.storage import clients, passkeys, people, recoveries, studies
+from app.storage import devices as device_rows
 from app.storage.database import Transaction
 from app.storage.people import Account, Credential, Delegation, RoleGrant, Training
 
@@ -202,21 +203,37 @@ class Holder:
 # -- sign-in ---------------------------------------------------------------------------------------------------------
 
 
-def sign_in(ctx: RequestContext, username: str, password: str, one_time_code: str | None = None) -> SignedIn:
+def sign_in(
+    ctx: RequestContext,
+    username: str,
+    password: str,
+    one_time_code: str | None = None,
+    device_secret: str | None = None,
+) -> SignedIn:
     """Return a session on the strength of a password; what an account without one would hear tells nothing of it.
 
-    Strangers who go on trying would hold up the owner of a name for as long as they like. So whoever shows a code of their own
-    device does not wait behind them, and a place is kept; a code that is not right changes nothing. Raises ``WrongCredentials``,
-    which is entered with the account or ``unknown`` (rule E1), and ``TooManyAttempts`` and ``HashingBusy``, which are counted as
-    noise: nothing was looked at.
+    Strangers who go on trying would hold up the owner of a name for as long as they like. So who comes with a known device, or
+    shows a code of their own, does not wait behind them, and a place is kept; what is not right changes nothing. Raises
+    ``WrongCredentials``, which is entered with the account or ``unknown`` (rule E1), and ``TooManyAttempts`` and ``HashingBusy``,
+    which are counted as noise: nothing was looked at.
     """
     name = name_of(username)
+    device = None
+    if device_secret is not None:
+        device = apart(ctx.deployment, lambda tx: devices.charge(ctx, tx, name, device_secret))
     # Each code is used up, so these tries are one in half a minute at most, and need no count.
-    is_known = one_time_code is not None and apart(ctx.deployment, lambda tx: _is_shown(ctx, tx, name, one_time_code))
+    is_known = device is not None or (
+        one_time_code is not None and apart(ctx.deployment, lambda tx: _is_shown(ctx, tx, name, one_time_code))
+    )
     tried = try_password(ctx, name, password, is_known=is_known)
 
     def work(act: Act) -> SignedIn:
+        if device is not None:
+            act.lasting = {"device_id": str(device.device_id)}
         credential = require_right(act, tried)
+        if device is not None and not device_rows.record_use(act.tx, device.device_id, act.now):
+            # Ended while the password was looked at: the next try is one as any other.
+            raise WrongCredentials
         end = act.now + act.deployment.limits.session_length
         return begin_session(act, credential.principal_id, end, "pwd")
 
@@ -295,8 +312,10 @@ def _issue(ctx: RequestContext, client_id: str, shown: Callable[[Act, Credential
     return audited(ctx, Action.ISSUE_TOKEN, work, target=target, on_refusal=on_refusal)
 
 
-def step_up(ctx: RequestContext, one_time_code: str) -> SignedIn:
+def step_up(ctx: RequestContext, one_time_code: str, *, remember_device: bool = False) -> SignedIn:
     """Return a new session with a fresh second proof; it ends when the first one would have ended.
+
+    With the secret by which the device is known from now on, where that is wanted.
 
     Raises ``WrongOneTimeCode`` for a code that is wrong, old or used (rule D3), ``TooManyAttempts``, ``PasswordChangeRequired``
     before the first change: until then there is no factor that only the person has seen.
@@ -318,7 +337,8 @@ def step_up(ctx: RequestContext, one_time_code: str) -> SignedIn:
             raise WrongOneTimeCode
         people.record_code_tries(act.tx, caller.principal_id, 0, None)
         end = people.get_session_end(act.tx, caller.session_id)
-        return begin_session(act, caller.principal_id, end, "mfa")
+        given = begin_session(act, caller.principal_id, end, "mfa")
+        return replace(given, device_secret=devices.remember(act)) if remember_device else given
 
     return audited(ctx, Action.STEP_UP, work)
 
@@ -419,6 +439,7 @@ def change_password(ctx: RequestContext, current: str, new: str) -> NewPassword:
         people.record_new_password(act.tx, principal_id, secret_hash, act.now, sealed)
         people.end_sessions(act.tx, principal_id, act.now, but=act.principal.session_id)
         recoveries.close_all(act.tx, principal_id, act.now)
+        device_rows.record_all_ended(act.tx, principal_id, act.now)
         act.note(target={"username": act.principal.name}, after={"new_second_factor": factor is not None})
         return NewPassword(factor)
 
@@ -505,6 +526,7 @@ def reset(ctx: RequestContext, username: Username) -> IssuedPerson:
         people.record_issued_password(act.tx, account.principal_id, secret_hash, act.now)
         passkeys.record_all_removed(act.tx, account.principal_id, act.now)
         recoveries.close_all(act.tx, account.principal_id, act.now)
+        device_rows.record_all_ended(act.tx, account.principal_id, act.now)
         people.end_sessions(act.tx, account.principal_id, act.now)
         act.note(after={"must_change_password": True, "second_factor": None})
         return IssuedPerson(username, password)

@@ -39,7 +39,7 @@ from app.services.tries import (
     require_right,
     try_password,
 )
-from app.storage import passkeys, people, recoveries
+from app.storage import devices, passkeys, people, recoveries
 from app.storage.database import Transaction
 from app.storage.people import Credential
 from app.storage.recoveries import Recovery
@@ -163,6 +163,7 @@ def complete(ctx: RequestContext, recovery_id: UUID, password: str, one_time_cod
         passkeys.record_all_removed(act.tx, holder, act.now)
         people.end_sessions(act.tx, holder, act.now)
         recoveries.close_all(act.tx, holder, act.now)
+        devices.record_all_ended(act.tx, holder, act.now)
         given = begin_session(act, holder, act.now + act.deployment.limits.session_length, "mfa")
         said = {"confirmed_by": confirmed_by, "identity_check": recovery.identity_check}
         act.note(after={**(act.after or {}), **said})

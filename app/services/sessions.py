@@ -1,7 +1,7 @@
 """How a session begins, by whatever one becomes known."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, TypeVar
 from uuid import UUID
@@ -27,6 +27,8 @@ class SignedIn:
     """Whole seconds."""
     acr: str
     auth_time: datetime
+    device_secret: str | None = field(default=None, repr=False)
+    """Where the device is to be remembered."""
 
 
 def apart(deployment: Deployment, work: Callable[[Transaction], T]) -> T:

@@ -2,8 +2,8 @@
 
 The owner's URL migrates, this role serves. It can delete and truncate nothing, and it owns nothing, so it cannot
 switch a trigger off. The columns are those that the triggers of revision 0002 leave open, and a test holds the two
-against each other; credentials, recoveries, passkeys, tries to sign in and sessions have no such triggers, because nothing in them
-is evidence.
+against each other; credentials, recoveries, passkeys, devices, tries to sign in and sessions have no such triggers, because
+nothing in them is evidence.
 """
 
 from typing import Final
@@ -27,6 +27,7 @@ CHANGEABLE: Final = {
     ),
     "sign_in_tries": ("failed", "blocked_until", "guesses"),
     "factor_recovery": (*("tries", "confirmed_by", "confirmed_at", "identity_check", "confirmation_mac", "closed_at"),),
+    "known_device": ("used_at", "wrong_passwords", "ended_at"),
     "former_secret": ("ends_at",),
     "client_key": ("revoked_at", "revoked_by"),
     "passkey": ("sign_count", "last_challenge_at", "last_request", "removed_at"),

@@ -171,6 +171,22 @@ factor_recovery = Table(
     UniqueConstraint("code_digest"),
     Index(None, "principal_id"),
 )
+# What sends its secret along is counted apart at the sign-in; it is no factor.
+known_device = Table(
+    "known_device",
+    metadata,
+    Column("device_id", Uuid(), primary_key=True),
+    _id("principal_id"),
+    Column("secret_digest", LargeBinary(32), nullable=False),
+    _time("remembered_at"),
+    _time("expires_at"),
+    _time("used_at", nullable=True),
+    _number("wrong_passwords"),
+    _time("ended_at", nullable=True),
+    ForeignKeyConstraint(["principal_id"], ["principal.principal_id"]),
+    UniqueConstraint("secret_digest"),
+    Index(None, "principal_id"),
+)
 # The public key is sealed too: who writes to the database could else plant a factor of their own for somebody else.
 passkey = Table(
     "passkey",

@@ -20,7 +20,16 @@ from app.storage.tables import metadata
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 WITHOUT_TRIGGERS: Final = {
-    *("client_key", "credential", "factor_recovery", "former_secret", "identity_link", "issuer", "passkey"),
+    *(
+        "client_key",
+        "credential",
+        "factor_recovery",
+        "former_secret",
+        "identity_link",
+        "issuer",
+        "known_device",
+        "passkey",
+    ),
     *("session", "sign_in_tries", "used_assertion"),
 }
 

@@ -179,6 +179,7 @@ OWN: Final = frozenset(
         *("begin_passkey", "add_passkey", "list_passkeys", "remove_passkey"),
         *("read_own_identities", "confirm_own_identity"),
         *("request_recovery", "complete_recovery"),
+        *("list_devices", "end_device"),
     }
 )
 """What concerns one's own account, or makes one known; tested with it (`tests/api/test_people.py`, `test_passkeys.py`)."""

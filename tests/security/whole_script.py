@@ -324,6 +324,7 @@ class WholePlay(Play):
         self.tell(admin, "POST", f"{path}/grants", self.role(Role.STATISTICIAN))
         self.tell(leaver, "POST", "/v1/sessions/step-up", {"otp": "000000"})
         self.prove(leaver)
+        self.know_a_device(leaver)
         self.use_a_passkey(leaver)
         session = self.ask(leaver, "GET", "/v1/me/sessions").json()["items"][0]
         self.ask(leaver, "DELETE", f"/v1/me/sessions/{session['session_id']}")
@@ -346,6 +347,18 @@ class WholePlay(Play):
             self.tell(self.who(Role.STUDY_ADMIN), "POST", f"{self.study}/sites", body, headers={"Idempotency-Key": "s"})
         self.tell(self.who(Role.STUDY_ADMIN), "POST", f"{self.study}/sites", site)
         self.tell(self.who(Role.MONITOR), "PUT", self.study)
+
+    def know_a_device(self, who: Person) -> None:
+        """Have somebody's device remembered, sign in with it, and end it."""
+        self.wait_for_next_step(self.now())
+        who.last_step = step_at(self.now())
+        body = {"otp": code_of_step(who.totp_secret, who.last_step), "remember_device": True}
+        secret = self.ask(who, "POST", "/v1/sessions/step-up", body).json()["device_secret"]
+        body = {"username": who.username, "password": who.password}
+        self.ask(None, "POST", "/v1/sessions", body, headers={"Snose-Device": secret})
+        device = self.ask(who, "GET", "/v1/me/devices").json()["items"][0]
+        for _ in range(2):
+            self.tell(who, "DELETE", f"/v1/me/devices/{device['device_id']}")
 
     def use_a_passkey(self, who: Person) -> None:
         """Have somebody enrol a device, do with it all that can be done, right and wrong, and remove it."""

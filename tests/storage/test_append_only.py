@@ -31,7 +31,16 @@ from app.storage.tables import metadata, stored_answer
 from tests.storage.builders import NOON, a_row, another, fill, value_of
 
 WITHOUT_RULES: Final = {
-    *("client_key", "credential", "factor_recovery", "former_secret", "identity_link", "issuer", "passkey"),
+    *(
+        "client_key",
+        "credential",
+        "factor_recovery",
+        "former_secret",
+        "identity_link",
+        "issuer",
+        "known_device",
+        "passkey",
+    ),
     *("session", "sign_in_tries", "used_assertion"),
 }
 ON_SQLITE: Final = pytest.mark.parametrize("shared_database", ["sqlite"], indirect=True, scope="module")

@@ -35,6 +35,7 @@ SERVICE_WIDE: Final[Mapping[str, str]] = {
     "principal": "a person works in many studies under one name",
     "credential": "of a person, not of a study",
     "factor_recovery": "of a person, not of a study",
+    "known_device": "of a person, not of a study",
     "passkey": "of a person, who may work in many studies",
     "issuer": "of the deployment",
     "identity_link": "of an account, not of a study",
