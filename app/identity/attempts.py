@@ -22,6 +22,37 @@ MOST_GUESSES: Final = 80
 """So many wrong tries at a password are looked at until it is known or another one; its owner has other ways in by then."""
 ALARMS: Final = frozenset({20, 40, MOST_GUESSES})
 """The numbers of guesses at which the service's log says so."""
+MOST_SHOWN: Final = 20
+"""So many more in a row beside a one-time code that is right: of a million guesses at that, two are, and strangers try often."""
+
+MOST_CODES: Final = 100
+"""So many wrong codes in a row are looked at for whoever has a session or the password.
+
+Two of a million codes are right at a time, so all of them together give somebody without the device one chance in 5,000, and those
+of one session one in 50,000. The delays alone would leave a password's thief 2,880 guesses a day: an even chance in four months.
+"""
+MOST_CODES_IN_SESSION: Final = 10
+"""Who has stolen a session alone, and not the password, is at an end here, and keeps nobody from the own codes."""
+MOST_CODES_ON_DEVICE: Final = 20
+"""So many in a row are counted apart, where a session began from a known device: no stranger uses those up."""
+CODE_ALARMS: Final = frozenset({20, 40, 80, MOST_CODES})
+"""The numbers of wrong codes at which the service's log says so."""
+
+
+def coded(wrong: int) -> int:
+    """Return the wrong codes in a row with one more; raise ``TooManyAttempts`` when there were enough of them."""
+    if wrong >= MOST_CODES:
+        message = "Too many wrong codes: use a passkey, sign in from a known device, or have the second factor recovered or reset."
+        raise TooManyAttempts(message, int(LONGEST_DELAY.total_seconds()))
+    return wrong + 1
+
+
+def coded_in_session(wrong: int) -> int:
+    """Return the wrong codes of one session in a row with one more; raise ``TooManyAttempts`` when there were enough of them."""
+    if wrong >= MOST_CODES_IN_SESSION:
+        message = "Too many wrong codes in this session: sign in again."
+        raise TooManyAttempts(message, 1)
+    return wrong + 1
 
 
 def guessed(guesses: int) -> int:

@@ -93,6 +93,7 @@ def step_up(ctx: RequestContext, response: Response) -> SignedIn:
         if found.passkey.principal_id != caller.principal_id:
             raise WrongPasskey
         proofs.claim(act.tx, ctx, found)
+        people.forget_wrong_codes(act.tx, caller.principal_id, caller.sign_in_id)
         end = people.get_session_end(act.tx, caller.session_id)
         return begin_session(act, caller.principal_id, end, "mfa", found.passkey.passkey_id)
 

@@ -43,7 +43,7 @@ from app.errors import (
     WrongOneTimeCode,
 )
 from app.identity import assertions
-from app.identity.attempts import Attempts
+from app.identity.attempts import CODE_ALARMS, MOST_CODES_ON_DEVICE, MOST_SHOWN, Attempts, coded, coded_in_session
 from app.identity.codes import accepted_step, new_secret
 from app.identity.jose import PublicKey
 from app.identity.passwords import issued_password, refuse_weak
@@ -65,6 +65,7 @@ from app.services.tries import (
     name_of,
     require_right,
     secret_of,
+    shown_bucket_of,
     try_password,
 )
 from app.storage import clients, passkeys, people, recoveries, studies
@@ -221,11 +222,12 @@ def sign_in(
     device = None
     if device_secret is not None:
         device = apart(ctx.deployment, lambda tx: devices.charge(ctx, tx, name, device_secret))
-    # Each code is used up, so these tries are one in half a minute at most, and need no count.
-    is_known = device is not None or (
-        one_time_code is not None and apart(ctx.deployment, lambda tx: _is_shown(ctx, tx, name, one_time_code))
+    is_shown = (
+        device is None
+        and one_time_code is not None
+        and apart(ctx.deployment, lambda tx: _is_shown(ctx, tx, name, one_time_code))
     )
-    tried = try_password(ctx, name, password, is_known=is_known)
+    tried = try_password(ctx, name, password, is_known=is_shown or device is not None)
 
     def work(act: Act) -> SignedIn:
         if device is not None:
@@ -234,8 +236,11 @@ def sign_in(
         if device is not None and not device_rows.record_use(act.tx, device.device_id, act.now):
             # Ended while the password was looked at: the next try is one as any other.
             raise WrongCredentials
+        if is_shown:
+            people.forget_guesses(act.tx, shown_bucket_of(act.deployment, name))
         end = act.now + act.deployment.limits.session_length
-        return begin_session(act, credential.principal_id, end, "pwd")
+        device_id = device.device_id if device is not None else None
+        return begin_session(act, credential.principal_id, end, "pwd", device_id=device_id)
 
     return audited(ctx, Action.SIGN_IN, work, target=tried.target(name), on_refusal=enter_failed_login)
 
@@ -328,6 +333,8 @@ def step_up(ctx: RequestContext, one_time_code: str, *, remember_device: bool = 
             raise PasswordChangeRequired
         if fault is not None:
             raise fault
+        if credential is not None and credential.wrong_codes in CODE_ALARMS:
+            act.lasting = {"alarm": "many_wrong_codes", "wrong_codes": credential.wrong_codes, "network": ctx.network}
         kept = people.hold_credential(act.tx, caller.principal_id)
         if credential is None or kept.totp_secret is None:
             raise WrongOneTimeCode
@@ -335,7 +342,8 @@ def step_up(ctx: RequestContext, one_time_code: str, *, remember_device: bool = 
         step = accepted_step(secret, one_time_code.replace(" ", ""), act.now, kept.totp_last_step)
         if not people.claim_one_time_step(act.tx, caller.principal_id, step):
             raise WrongOneTimeCode
-        people.record_code_tries(act.tx, caller.principal_id, 0, None)
+        people.forget_wrong_codes(act.tx, caller.principal_id, caller.sign_in_id)
+        act.lasting = None
         end = people.get_session_end(act.tx, caller.session_id)
         given = begin_session(act, caller.principal_id, end, "mfa")
         return replace(given, device_secret=devices.remember(act)) if remember_device else given
@@ -429,7 +437,7 @@ def change_password(ctx: RequestContext, current: str, new: str) -> NewPassword:
             raise fault
         if credential is None or not secret_hash:
             raise NotAuthenticated
-        people.forget_guesses(act.tx, bucket_of(act.deployment, act.principal.name.encode()))
+        _forget_guesses(act, act.principal.name)
         kept = hold_unchanged(act, credential, _bucket_of_session(act.deployment, act.principal))
         principal_id = act.principal.principal_id
         factor = new_secret(act.deployment.entropy) if kept.must_change or kept.totp_secret is None else None
@@ -518,7 +526,7 @@ def reset(ctx: RequestContext, username: Username) -> IssuedPerson:
         password, secret_hash = issue()
         act.note(target={"username": username})
         account = people.get_account(act.tx, username, is_machine=False)
-        people.forget_guesses(act.tx, bucket_of(act.deployment, username.encode()))
+        _forget_guesses(act, username)
         people.hold_credential(act.tx, account.principal_id)
         if not account.is_active:
             message = "The account is switched off."
@@ -879,8 +887,8 @@ def _bucket_of_session(deployment: Deployment, caller: Principal) -> int:
 def _is_shown(ctx: RequestContext, tx: Transaction, name: str, one_time_code: str) -> bool:
     """Return whether the device of whoever has this name shows this code now; if so, the code is used up by that.
 
-    Guesses are not counted: few in a million are right, and one that is opens a single try at the password. Were the code not
-    used up, whoever knows the password could find out here what a step-up takes.
+    Guesses are not counted: few in a million are right, and one that is opens a single try at the password, of twenty in a row.
+    Were the code not used up, whoever knows the password could find out here what a step-up takes.
     """
     credential = find_named(tx, name)
     if credential is None or credential.totp_secret is None:
@@ -895,7 +903,12 @@ def _is_shown(ctx: RequestContext, tx: Transaction, name: str, one_time_code: st
     except (WrongOneTimeCode, IntegrityBroken):
         # A secret that does not open is told at the step-up, where it is entered.
         return False
-    return people.claim_one_time_step(tx, holder, step)
+    if not people.claim_one_time_step(tx, holder, step):
+        return False
+    bucket = shown_bucket_of(ctx.deployment, name)
+    failed, blocked_until, guesses = people.hold_password_tries(tx, bucket)
+    people.record_password_tries(tx, bucket, failed, blocked_until, guesses + 1)
+    return guesses < MOST_SHOWN
 
 
 def _charge_password(ctx: RequestContext, tx: Transaction, caller: Principal) -> Credential | None:
@@ -903,10 +916,19 @@ def _charge_password(ctx: RequestContext, tx: Transaction, caller: Principal) ->
 
 
 def _charge_code(ctx: RequestContext, tx: Transaction, caller: Principal) -> Credential:
+    """Count a try at a code, and return the credential with the wrong ones in a row; none of those at a known device."""
     credential = people.hold_credential(tx, caller.principal_id)
-    charged = Attempts(credential.failed_codes, credential.codes_blocked_until).charged(ctx.now())
-    people.record_code_tries(tx, caller.principal_id, charged.failed, charged.blocked_until)
-    return credential
+    now = ctx.now()
+    tried = people.find_codes_tried(tx, caller.sign_in_id, now)
+    people.record_codes_tried(tx, caller.sign_in_id, coded_in_session(tried.in_session))
+    if tried.device_id is not None and tried.on_device < MOST_CODES_ON_DEVICE:
+        # What others try elsewhere, with the password even, neither delays nor stops who is at a known device.
+        device_rows.record_wrong_codes(tx, tried.device_id, tried.on_device + 1)
+        return replace(credential, wrong_codes=0)
+    charged = Attempts(credential.failed_codes, credential.codes_blocked_until).charged(now)
+    wrong = coded(credential.wrong_codes)
+    people.record_code_tries(tx, caller.principal_id, charged.failed, charged.blocked_until, wrong)
+    return replace(credential, wrong_codes=wrong)
 
 
 def _charge_caller(
@@ -924,6 +946,12 @@ def _charge_caller(
         return apart(ctx.deployment, charge), None
     except TooManyAttempts as error:
         return None, error
+
+
+def _forget_guesses(act: Act, name: str) -> None:
+    """Begin at nothing for a new password."""
+    people.forget_guesses(act.tx, bucket_of(act.deployment, name.encode()))
+    people.forget_guesses(act.tx, shown_bucket_of(act.deployment, name))
 
 
 def _end_sessions(act: Act, principal_id: UUID) -> None:

@@ -43,16 +43,27 @@ def apart(deployment: Deployment, work: Callable[[Transaction], T]) -> T:
     raise DatabaseUnavailable
 
 
-def begin_session(act: Act, principal_id: UUID, end: datetime, acr: str, passkey_id: UUID | None = None) -> SignedIn:
-    """Return a new session of an account; ``acr`` says by what, and its entry by which passkey."""
+def begin_session(  # who, how long, and by what
+    act: Act,
+    principal_id: UUID,
+    end: datetime,
+    acr: str,
+    passkey_id: UUID | None = None,
+    device_id: UUID | None = None,
+) -> SignedIn:
+    """Return a new session of an account; ``acr`` says by what, and its entry by which passkey, or from which known device."""
     token = new_token(act.deployment.entropy)
     digest = token_digest(token)
     proof_at = act.now if acr == "mfa" else None
     sign_in_id = act.caller.sign_in_id if act.caller is not None else None
-    people.add_session(act.tx, act.deployment.new_id(), digest, principal_id, act.now, end, proof_at, sign_in_id)
+    session_id = act.deployment.new_id()
+    people.add_session(
+        act.tx, session_id, digest, principal_id, act.now, end, proof_at, sign_in_id, device_id=device_id
+    )
     # From here on it is known who acts, and the entry says so.
     idle_since = act.now - act.deployment.limits.session_idle
     act.caller = act.caller or people.find_principal(act.tx, digest, act.now, idle_since)
-    by = {"passkey_id": str(passkey_id)} if passkey_id is not None else {}
+    named = {"passkey_id": passkey_id, "device_id": device_id}
+    by = {name: str(one) for name, one in named.items() if one is not None}
     act.note(after={"acr": acr, "expires_at": end.isoformat(timespec="seconds"), **by})
     return SignedIn(token, int((end - act.now).total_seconds()), acr, act.now)

@@ -26,6 +26,8 @@ _BUCKET_BYTES: Final = 2
 """Tries to sign in are counted in 65,536 buckets of names: room enough for every account, and a bound on what strangers fill."""
 SESSION_BUCKETS: Final = 1 << 8 * _BUCKET_BYTES
 """From here on lie those of the sessions that a password is changed in: no try at a name gets there."""
+_SHOWN_BUCKETS: Final = 2 * SESSION_BUCKETS
+"""And from here on those of who shows a one-time code beside the password."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,11 @@ def bucket_of(deployment: Deployment, name: bytes) -> int:
     """Return where the tries at a name are counted: too few bits, and keyed, to tell what was typed (rule E1)."""
     mac = deployment.ring.mac("sign-in tries", name)
     return int.from_bytes(mac[:_BUCKET_BYTES], "big")
+
+
+def shown_bucket_of(deployment: Deployment, name: str) -> int:
+    """Return where the tries at a name beside a right one-time code are counted."""
+    return _SHOWN_BUCKETS + bucket_of(deployment, name.encode())
 
 
 def charge_name(ctx: RequestContext, tx: Transaction, name: str, bucket: int | None) -> tuple[Credential | None, int]:

@@ -66,6 +66,11 @@ def record_wrong_passwords(tx: Transaction, device_id: UUID, wrong: int) -> None
     tx.execute(update(tables.known_device).where(_d.device_id == device_id).values(wrong_passwords=wrong))
 
 
+def record_wrong_codes(tx: Transaction, device_id: UUID, wrong: int) -> None:
+    """Keep how many wrong one-time codes were tried in sessions from a device in a row."""
+    tx.execute(update(tables.known_device).where(_d.device_id == device_id).values(wrong_codes=wrong))
+
+
 def record_use(tx: Transaction, device_id: UUID, at: datetime) -> bool:
     """Note that somebody signed in with a device, with the right password; return False when it is over by now."""
     used = tx.execute(

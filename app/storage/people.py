@@ -24,6 +24,7 @@ _first = tables.session.alias("first")
 _f = _first.c
 _t = tables.sign_in_tries.c
 _l = tables.identity_link.c
+_d = tables.known_device.c
 _tr = tables.training.c
 
 
@@ -54,6 +55,8 @@ class Credential:
     totp_last_step: int | None
     failed_codes: int
     codes_blocked_until: datetime | None
+    wrong_codes: int
+    """In a row, however long it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +355,7 @@ def _credential(row: Row[Any]) -> Credential:
         totp_last_step=row.totp_last_step,
         failed_codes=row.failed_codes,
         codes_blocked_until=row.codes_blocked_until,
+        wrong_codes=row.wrong_codes,
     )
 
 
@@ -384,13 +388,51 @@ def forget_guesses(tx: Transaction, bucket: int) -> None:
     tx.execute(update(tables.sign_in_tries).where(_t.bucket == bucket).values(guesses=0))
 
 
-def record_code_tries(tx: Transaction, principal_id: UUID, failed: int, blocked_until: datetime | None) -> None:
+def record_code_tries(
+    tx: Transaction, principal_id: UUID, failed: int, blocked_until: datetime | None, wrong: int
+) -> None:
     """Keep the wrong tries at an account's one-time code, and from when on the next one is looked at."""
     tx.execute(
         update(tables.credential)
         .where(_c.principal_id == principal_id)
-        .values(failed_codes=failed, codes_blocked_until=blocked_until)
+        .values(failed_codes=failed, codes_blocked_until=blocked_until, wrong_codes=wrong)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class CodesTried:
+    """The wrong codes of one sign-in in a row, and those of the known device from which it began, where it is known still."""
+
+    in_session: int
+    device_id: UUID | None
+    on_device: int
+
+
+def find_codes_tried(tx: Transaction, sign_in_id: UUID, now: datetime) -> CodesTried:
+    """Return the wrong codes that were tried in a sign-in; it goes with its credential's lock."""
+    row = tx.execute(
+        select(_s.wrong_codes, _d.device_id, _d.wrong_codes.label("on_device"))
+        .select_from(
+            tables.session.outerjoin(
+                tables.known_device,
+                and_(_d.device_id == _s.device_id, _d.ended_at.is_(None), _d.expires_at > now),
+            )
+        )
+        .where(_s.session_id == sign_in_id)
+    ).one()
+    return CodesTried(row.wrong_codes, row.device_id, row.on_device or 0)
+
+
+def record_codes_tried(tx: Transaction, sign_in_id: UUID, wrong: int) -> None:
+    """Keep the wrong codes of one sign-in."""
+    tx.execute(update(tables.session).where(_s.session_id == sign_in_id).values(wrong_codes=wrong))
+
+
+def forget_wrong_codes(tx: Transaction, principal_id: UUID, sign_in_id: UUID) -> None:
+    """Begin at nothing: the person has given a second proof that is right."""
+    record_code_tries(tx, principal_id, 0, None, 0)
+    record_codes_tried(tx, sign_in_id, 0)
+    tx.execute(update(tables.known_device).where(_d.principal_id == principal_id).values(wrong_codes=0))
 
 
 def claim_one_time_step(tx: Transaction, principal_id: UUID, step: int) -> bool:
@@ -414,7 +456,8 @@ def record_new_password(
     if totp_secret is not None:
         # A new factor begins with no wrong tries; a new password leaves those at the old factor.
         values |= {"sealed_totp_secret": totp_secret.token, "totp_last_step": None}
-        values |= {"failed_codes": 0, "codes_blocked_until": None, "factor_recovered_at": None}
+        values |= {"failed_codes": 0, "codes_blocked_until": None, "wrong_codes": 0}
+        values |= {"factor_recovered_at": None}
     tx.execute(update(tables.credential).where(_c.principal_id == principal_id).values(**values))
 
 
@@ -428,6 +471,7 @@ def record_recovered_factor(tx: Transaction, principal_id: UUID, totp_secret: Se
             totp_last_step=step,
             failed_codes=0,
             codes_blocked_until=None,
+            wrong_codes=0,
             factor_recovered_at=at,
         )
     )
@@ -446,6 +490,7 @@ def record_issued_password(tx: Transaction, principal_id: UUID, secret_hash: str
             totp_last_step=None,
             failed_codes=0,
             codes_blocked_until=None,
+            wrong_codes=0,
             factor_recovered_at=None,
         )
     )
@@ -467,6 +512,7 @@ def add_session(  # noqa: PLR0913, PLR0917  # all that a session is made of
     proof_at: datetime | None = None,
     sign_in_id: UUID | None = None,
     link_id: UUID | None = None,
+    device_id: UUID | None = None,
 ) -> None:
     """Record a session, of the sign-in that is named or its own; only the digest of its token is kept."""
     tx.execute(
@@ -481,6 +527,7 @@ def add_session(  # noqa: PLR0913, PLR0917  # all that a session is made of
             "sign_in_id": sign_in_id or session_id,
             "used_at": issued_at,
             "link_id": link_id,
+            "device_id": device_id,
         },
     )
 

@@ -139,6 +139,8 @@ credential = Table(
     _number("failed_codes"),
     _time("codes_blocked_until", nullable=True),
     _time("factor_recovered_at", nullable=True),
+    # In a row, however long it takes.
+    Column("wrong_codes", Integer(), nullable=False, server_default="0"),
     ForeignKeyConstraint(["principal_id"], ["principal.principal_id"]),
 )
 # Tries at a password by a few bits of a keyed digest of the name, whether or not anybody has it.
@@ -182,6 +184,7 @@ known_device = Table(
     _time("expires_at"),
     _time("used_at", nullable=True),
     _number("wrong_passwords"),
+    Column("wrong_codes", Integer(), nullable=False, server_default="0"),
     _time("ended_at", nullable=True),
     ForeignKeyConstraint(["principal_id"], ["principal.principal_id"]),
     UniqueConstraint("secret_digest"),
@@ -252,6 +255,9 @@ session = Table(
     _id("sign_in_id", nullable=True),
     _time("used_at", nullable=True),
     _id("link_id", nullable=True),
+    # Of the sign-in, in its first row: from which known device it began, and how many wrong codes were tried in it in a row.
+    _id("device_id", nullable=True),
+    Column("wrong_codes", Integer(), nullable=False, server_default="0"),
     ForeignKeyConstraint(["principal_id"], ["principal.principal_id"]),
     UniqueConstraint("token_digest"),
     Index(None, "principal_id"),

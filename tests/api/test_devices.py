@@ -1,14 +1,24 @@
 """Known devices over HTTP: a place kept at the sign-in while strangers guess, and no more than that."""
 
+from collections.abc import Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Final
 from unittest.mock import patch
 
+import pyotp
 import pytest
 from httpx2 import Response
 
+from app.identity import attempts
 from app.services import devices as service
+from app.services import people
 from app.storage import devices as rows
+from tests import harness
+from tests.api.test_passkeys import enrol
+from tests.api.test_passkeys import step_up as step_up_by
+from tests.api.test_recoveries import lost
+from tests.authenticator import SETTINGS, Authenticator
 from tests.harness import STUDY, Caller, House, Json, expect
 from tests.running_study import S, running_study
 
@@ -146,3 +156,123 @@ def test_strangers_guess_and_the_owner_signs_in_at_once(house: House, tries: int
     body: Json = {"subject_id": "01-0001", "reason_code": "overdose"}
     expect(house.send("POST", f"{S}/code-breaks", token=proven["access_token"], json=body), 201)
     assert house.trail(STUDY, last=1)[0]["actor"] == doctor.username
+
+
+@pytest.fixture
+def passkey_house(migrated_database_url: str, tmp_path: Path) -> Iterator[House]:
+    """A house that takes passkeys."""
+    with harness.house(migrated_database_url, tmp_path, **SETTINGS) as opened:
+        yield opened
+
+
+def step_up(house: House, token: str, code: str) -> Response:
+    # Past every delay: it is looked at, or never.
+    house.clock.advance(seconds=30)
+    return house.send("POST", "/v1/sessions/step-up", token=token, json={"otp": code})
+
+
+def token_of(house: House, who: Caller, device: str | None = None) -> str:
+    return str(expect(sign_in(house, who.username, who.password, device), 201)["access_token"])
+
+
+def guess_codes(house: House, who: Caller, tries: int) -> tuple[int, list[int]]:
+    """Guess at somebody's codes with the password in hand; return how many were looked at, and the alarms."""
+    looked_at, alarms, token = 0, [], ""
+    for number in range(tries):
+        if number % 10 == 0:
+            token = token_of(house, who)
+        answer = step_up(house, token, "000000")
+        if answer.status_code == 401:
+            looked_at += 1
+            if "alarm" in (said := house.trail(last=1)[0]["after"]):
+                assert (said["alarm"], said["network"]) == ("many_wrong_codes", "unknown")
+                alarms.append(said["wrong_codes"])
+        else:
+            refused(answer, 429, "too_many_attempts")
+    return looked_at, alarms
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+class TestGuessedCodes:
+    def test_a_stolen_session_has_ten(self, house: House) -> None:
+        """And keeps the owner from nothing: another session takes the code, and so does this one's sign-in anew. [USR-10, N05]"""
+        doctor = house.person("investigator")
+        stolen, own = token_of(house, doctor), token_of(house, doctor)
+        for _ in range(10):
+            refused(step_up(house, stolen, "000000"), 401, "invalid_code")
+        for code in ("000000", doctor.code()):
+            refused(step_up(house, stolen, code), 429, "too_many_attempts")
+        proven = expect(step_up(house, own, doctor.code()), 201)["access_token"]
+        for _ in range(9):
+            # The second proof makes another token, of the same sign-in.
+            refused(step_up(house, proven, "000000"), 401, "invalid_code")
+        expect(step_up(house, own, doctor.code()), 201)
+        refused(step_up(house, proven, "000000"), 401, "invalid_code")
+
+    def test_a_thief_of_the_password_has_a_hundred(self, passkey_house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Then codes are looked at no more, but from a known device; passkey and recovery open as ever. [USR-10, EUB-15, G21]"""
+        house = passkey_house
+        doctor, colleague, device = house.person("investigator"), house.person("investigator"), Authenticator()
+        enrol(doctor, device)
+        secret = remembered(doctor)
+        assert guess_codes(house, doctor, 105) == (100, [20, 40, 80, 100])
+        refused(step_up(house, token_of(house, doctor), doctor.code()), 429, "too_many_attempts")
+        house.clock.advance(hours=12)
+        refused(step_up(house, token_of(house, doctor), doctor.code()), 429, "too_many_attempts")
+        expect(step_up(house, token_of(house, doctor, secret), doctor.code()), 201)
+        assert "alarm" not in house.trail(last=1)[0]["after"]
+        # A right one ends the count.
+        monkeypatch.setattr(attempts, "MOST_CODES", 5)
+        assert guess_codes(house, doctor, 6)[0] == 5
+        doctor.forget_token()
+        expect(step_up_by(doctor, device), 201)
+        expect(step_up(house, token_of(house, doctor), doctor.code()), 201)
+        assert guess_codes(house, doctor, 6)[0] == 5
+        gone = lost(doctor)
+        expect(gone.confirmed_by(colleague), 200)
+        expect(gone.completed(), 201)
+        house.clock.advance(seconds=30)
+        expect(step_up(house, token_of(house, doctor), pyotp.TOTP(gone.secret).at(next_step(house))), 201)
+
+    def test_a_known_device_has_twenty_of_its_own(self, house: House) -> None:
+        """They neither wait for others nor use up those of others; after them its sessions count like any. [USR-10; G21]"""
+        doctor = house.person("investigator")
+        secret = remembered(doctor)
+        code = doctor.code()
+
+        def at_once(token: str, otp: str = "000000") -> Response:
+            return house.send("POST", "/v1/sessions/step-up", token=token, json={"otp": otp})
+
+        token = ""
+        for tries in (10, 10, 5):
+            token = token_of(house, doctor, secret)
+            for _ in range(tries):
+                refused(at_once(token), 401, "invalid_code")
+        refused(at_once(token, code), 429, "too_many_attempts")
+        house.clock.advance(seconds=1)
+        expect(at_once(token, code), 201)
+
+    def test_a_right_code_beside_the_password_opens_twenty_guesses(self, house: House) -> None:
+        """In a row; so that, with the eighty, a password is guessed at a hundred times at most. [USR-10; G21]"""
+        doctor = house.person("investigator")
+        under_attack(house, doctor.username)
+
+        def beside(password: str, code: str = "") -> Response:
+            body = {"username": doctor.username, "password": password, "otp": code or doctor.code()}
+            return house.send("POST", "/v1/sessions", json=body)
+
+        with patch.object(people, "MOST_SHOWN", 3):
+            for _ in range(2):
+                refused(beside("wrong"), 401, "wrong_credentials")
+                refused(beside("wrong"), 401, "wrong_credentials")
+                expect(beside(doctor.password), 201)
+            for _ in range(3):
+                refused(beside("wrong"), 401, "wrong_credentials")
+            code = doctor.code()
+            under_attack(house, doctor.username)
+            refused(beside(doctor.password, code), 429, "too_many_attempts")
+
+
+def next_step(house: House) -> datetime:
+    """Return when the code that `step_up` sends is looked at."""
+    return house.clock.now + timedelta(seconds=30)

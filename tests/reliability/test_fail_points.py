@@ -43,7 +43,7 @@ AGAIN: Final[Mapping[Action, str]] = {
 BESIDE: Final[Mapping[Action, set[str]]] = {
     Action.SIGN_IN: {"sign_in_tries"},
     Action.CHANGE_PASSWORD: {"sign_in_tries"},
-    Action.STEP_UP: {"credential"},
+    Action.STEP_UP: {"credential", "session", "known_device"},
     Action.REQUEST_FACTOR_RECOVERY: {"sign_in_tries"},
     Action.COMPLETE_FACTOR_RECOVERY: {"factor_recovery"},
 }
