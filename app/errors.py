@@ -438,6 +438,22 @@ class TrailForked(IntegrityBroken):
     title = "The audit trail does not continue what was written before"
 
 
+class ProviderUnavailable(Unavailable):
+    """An outside issuer does not answer, or nothing that can be used; ``why`` is one word for the log, never for the caller."""
+
+    code = "provider_unavailable"
+    title = "The identity provider gives no answer that can be used"
+    advice = (
+        "Sign in with your own password at /v1/sessions, and step up with your one-time code: that, and every code break by it, "
+        "goes on working. Or try again in a minute."
+    )
+
+    def __init__(self, why: str = "unknown", **extra: str) -> None:
+        """Keep what hindered it, in one word of ours."""
+        super().__init__(**extra)
+        self.why = why
+
+
 class KeyUnavailable(Unavailable):
     """The key provider is absent, unreachable or answers garbage; the service stays sealed (rule F2)."""
 

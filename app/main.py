@@ -42,7 +42,7 @@ from app.api.description import DescribedService
 from app.api.doors import BREAKING, Door, DoorRoute, context_of, deployment_of, study_of
 from app.api.edge import Edge
 from app.api.problems import entered_field_of, of_error, of_http, of_validation, request_id_of
-from app.errors import KeyUnavailable, RevealUnavailable, SnoseError, Unavailable
+from app.errors import KeyUnavailable, ProviderUnavailable, RevealUnavailable, SnoseError, Unavailable
 from app.process import configure_logs, refuse_core_dumps
 from app.services import audited, outside
 from app.services.keeper import Keeper
@@ -152,7 +152,14 @@ async def _on_error(request: Request, error: Exception) -> Response:
     action = getattr(request.scope.get("route"), "action", None)
     if isinstance(said, Unavailable) and action in BREAKING and "backup_contact" not in said.extra:
         # Whoever needs a treatment now must hear whom to ask, from the settings when nothing else is there (rule D4).
-        said = RevealUnavailable(backup_contact=request.app.state.backup_contact)
+        contact = request.app.state.backup_contact
+        by_own_password = isinstance(said, ProviderUnavailable)
+        # Without the provider the quickest way is one's own password, which its advice names beside the contact.
+        said = (
+            ProviderUnavailable(backup_contact=contact)
+            if by_own_password
+            else RevealUnavailable(backup_contact=contact)
+        )
     return of_error(said, request_id_of(request))
 
 

@@ -90,6 +90,13 @@ class Settings(BaseSettings):
     passkey_origin: Annotated[
         str | None, Field(description="address of the page that asks for them, `https://snose.example.org`")
     ] = None
+    provider_hosts: Annotated[
+        str,
+        Field(description="hosts of outside issuers that lie in a private network, with commas; all others are public"),
+    ] = ""
+    provider_ca_file: Annotated[
+        Path | None, Field(description="authority that outside issuers are proved to; default: the system's own")
+    ] = None
     session_hours: Annotated[int, Field(ge=1, le=24, description="how long a person's session lasts")] = 8
     session_idle_minutes: Annotated[
         int, Field(ge=5, le=60, description="minutes without an act after which a person's session is over")

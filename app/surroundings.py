@@ -24,6 +24,7 @@ from app.settings import KeyProviderKind, Settings
 from app.storage.database import Database
 from app.storage.envelope_folder import EnvelopeFolder
 from app.storage.mail_client import MailClient, MailServer
+from app.storage.provider_client import ProviderClient
 from app.storage.sink import FileSink
 from app.storage.witness_client import WitnessClient
 
@@ -48,6 +49,7 @@ def surroundings(
             session_idle=settings.session_idle(),
             password_max_age=settings.password_max_age(),
             hashing_places=max(1, settings.threads // 2),
+            provider_places=max(1, settings.threads // 4),
             backup_contact=settings.backup_contact,
             public_url=settings.base_url(),
             relying_party=_relying_party(settings),
@@ -58,6 +60,7 @@ def surroundings(
         witness=_witness(settings),
         desk=_desk(settings),
         mail=_mail(settings),
+        issuers=_issuers(settings),
     )
 
 
@@ -118,6 +121,18 @@ def _mail(settings: Settings) -> MailClient | None:
         host, port or _MAIL_PORTS[url.scheme], at_once, settings.smtp_sender, settings.smtp_username, password, tls
     )
     return MailClient(server)
+
+
+def _issuers(settings: Settings) -> ProviderClient:
+    """Return by which outside issuers are asked; raise ``UnsafeSetting`` for an authority that cannot be read."""
+    try:
+        file = settings.provider_ca_file
+        tls = ssl.create_default_context(cafile=file) if file is not None else None
+    except (OSError, ValueError):
+        message = "SNOSE_PROVIDER_CA_FILE cannot be read."
+        raise UnsafeSetting(message) from None
+    hosts = frozenset(host.strip().lower() for host in settings.provider_hosts.split(","))
+    return ProviderClient(may_stay_here=settings.mode is Mode.TEST, inside=hosts, tls=tls)
 
 
 def _desk(settings: Settings) -> EmergencyDesk | None:

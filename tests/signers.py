@@ -1,6 +1,7 @@
 """Key pairs of others, and the tokens that they sign: machine clients, and issuers outside the house.
 
-``Signer("ES256")`` has a pair of its own (``EdDSA``, ``PS256`` likewise); ``jwk`` is its public half, ``sign(claims)`` a token.
+``Signer("ES256")`` has a pair of its own (``EdDSA``, ``PS256``, ``RS256`` likewise); ``jwk`` is its public half,
+``sign(claims)`` a token.
 ``forged(header, claims, signature)`` puts three parts together as they are, signed or not.
 """
 
@@ -19,6 +20,7 @@ _MADE: Final[Mapping[str, Callable[[], Key]]] = {
     "ES256": lambda: ECKey.generate_key("P-256"),
     "EdDSA": lambda: OKPKey.generate_key("Ed25519"),
     "PS256": lambda: RSAKey.generate_key(2048),
+    "RS256": lambda: RSAKey.generate_key(2048),
 }
 
 
@@ -32,6 +34,13 @@ class Signer:
     def __init__(self, algorithm: str) -> None:
         self.algorithm = algorithm
         self.key = _MADE[algorithm]()
+
+    @classmethod
+    def of(cls, algorithm: str, key: Key) -> "Signer":
+        """Return one that signs otherwise with the same pair."""
+        made = cls.__new__(cls)
+        made.algorithm, made.key = algorithm, key
+        return made
 
     @property
     def jwk(self) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class KeyRequest(Body):
     jwk: Annotated[
         dict[str, Any],
         Field(
-            description="RFC 7517: P-256 (ES256), Ed25519 (EdDSA) or RSA of 2048 to 4096 bits (PS256)",
+            description="RFC 7517: P-256 (ES256), Ed25519 (EdDSA) or RSA of 2048 to 4096 bits (PS256, or RS256 by its `alg`)",
             examples=[{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}],
         ),
     ]

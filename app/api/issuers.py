@@ -10,6 +10,7 @@ from app.api.doors import Context, Door
 from app.api.schemas import Answer, Body, IdPath, Page
 from app.domain.words import Action
 from app.services import issuers
+from app.services.issuers import NewIssuer
 from app.services.people import Holder
 
 door = Door("People and clients")
@@ -34,11 +35,36 @@ class IssuerRequest(Body):
 
     issuer: IssuerField
     audience: Annotated[Short, Field(examples=["https://snose.hospital.example"], description="`aud` of its tokens")]
-    jwks: JwksField
+    jwks: JwksField | None = None
+    jwks_uri: Annotated[
+        str | None,
+        StringConstraints(pattern=r"^https?://[!-~]{1,480}$"),
+        Field(examples=[None], description="where its keys are, instead of `jwks`"),
+    ] = None
+    discovery: Annotated[
+        bool,
+        Field(
+            examples=[False],
+            description="its keys are where `/.well-known/openid-configuration` below `issuer` says, instead of `jwks`",
+        ),
+    ] = False
     proof_acr_values: Annotated[
         list[Short],
         Field(max_length=10, examples=[["mfa"]], description="`acr` values that mean a second proof was given"),
     ] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def one_source(self) -> Self:
+        """Refuse keys from two sources, and from none."""
+        if (self.jwks is not None) + (self.jwks_uri is not None) + self.discovery != 1:
+            message = "Send one of jwks, jwks_uri and discovery."
+            raise ValueError(message)
+        return self
+
+    def new(self) -> NewIssuer:
+        """Return what is to be registered."""
+        keys = self.jwks.keys if self.jwks is not None else None
+        return NewIssuer(self.issuer, self.audience, self.proof_acr_values, keys, self.jwks_uri)
 
 
 class IssuerRead(Answer):
@@ -47,6 +73,8 @@ class IssuerRead(Answer):
     issuer_id: UUID = Field(examples=[_ID])
     issuer: str = Field(examples=[_ISSUER])
     audience: str = Field(examples=["https://snose.hospital.example"])
+    jwks_uri: str | None = Field(examples=[None])
+    is_discovered: bool | None = Field(examples=[False], description="whether it says itself where its keys are")
     requested_at: datetime
     requested_by: str = Field(examples=["admin"])
     confirmed_at: datetime | None
@@ -95,8 +123,7 @@ class LinkRead(Answer):
 @door.post("/issuers", Action.REGISTER_ISSUER, 201)
 def register_issuer(body: IssuerRequest, ctx: Context) -> IssuerRead:
     """Register an outside issuer, which waits for a second administrator."""
-    made = issuers.register_issuer(ctx, body.issuer, body.audience, body.jwks.keys, body.proof_acr_values)
-    return IssuerRead.of(made)
+    return IssuerRead.of(issuers.register_issuer(ctx, body.new()))
 
 
 @door.get("/issuers", Action.LIST_ISSUERS)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Network, ip_address, ip_network
 from typing import Final
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -122,6 +122,8 @@ _NOT_OUTSIDE: Final = tuple(
     IPv6Network(one)
     for one in ("2001::/23", "2001:db8::/32", "3fff::/20", "2002::/16")
 )
+_PRIVATE: Final = tuple(ip_network(one) for one in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"))
+"""Where a hospital has its own machines; what else is not public, this machine or its neighbours on the wire, is nobody's."""
 
 
 def webhook_secret(key: bytes) -> str:
@@ -150,29 +152,37 @@ def may_be_sent_to(address: str, *, may_stay_here: bool) -> bool:
     return ip.is_global and ip in _OUTSIDE and not any(ip in network for network in _NOT_OUTSIDE)
 
 
-def check_url(url: str, *, may_stay_here: bool) -> str:
-    """Return a URL to which notices can be posted; raise ``Invalid`` for any other.
+def may_be_asked(host: str, address: str, *, inside: frozenset[str], may_stay_here: bool) -> bool:
+    """Return whether a host may be asked at an address: outside, or in a private network if the operator names the host."""
+    if may_be_sent_to(address, may_stay_here=may_stay_here):
+        return True
+    return host in inside and _is_number(address) and any(ip_address(address) in network for network in _PRIVATE)
 
-    HTTPS, or plain HTTP to this machine where that is wanted. What a name turns into is looked at when something is sent.
-    """
+
+def is_address(url: str, *, may_stay_here: bool) -> bool:
+    """Return whether a URL is one that we may go to: HTTPS, or plain HTTP to this machine where that is wanted."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        host, port, parts = "", None, urlsplit("")
+        return False
     is_here = may_stay_here and host in {"127.0.0.1", "::1"}
     is_plain = all("!" <= character <= "~" for character in url) and len(url) <= _LONGEST_URL
-    if (
-        parts.scheme not in ({"https", "http"} if is_here else {"https"})
-        or not host
-        or not is_plain
-        or port == 0
-        or set("@\\#") & set(url)
-    ):
+    is_known = parts.scheme in ({"https", "http"} if is_here else {"https"})
+    return is_known and bool(host) and is_plain and port != 0 and not set("@\\#") & set(url)
+
+
+def check_url(url: str, *, may_stay_here: bool) -> str:
+    """Return a URL to which notices can be posted; raise ``Invalid`` for any other.
+
+    What a name turns into is looked at when something is sent.
+    """
+    if not is_address(url, may_stay_here=may_stay_here):
         message = (
             f"A webhook is https://host/path, of at most {_LONGEST_URL} characters, without user, password or fragment."
         )
         raise Invalid(message, "url")
+    host = urlsplit(url).hostname or ""
     if _is_number(host) and not may_be_sent_to(host, may_stay_here=may_stay_here):
         message = "This address is not of the public network."
         raise Invalid(message, "url")

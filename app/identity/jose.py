@@ -23,8 +23,10 @@ LONGEST_TOKEN: Final = 8192
 """Characters; a longer one is not looked at."""
 LEEWAY: Final = timedelta(seconds=30)
 """How far another's clock may differ from ours."""
-ALGORITHMS: Final = frozenset({"ES256", "EdDSA", "PS256"})
-"""What a signature may be made with; no two of them share a key, so that none is taken for another."""
+ALGORITHMS: Final = frozenset({"ES256", "EdDSA", "PS256", "RS256"})
+"""What a signature may be made with; a key has one of them, so that no signature is taken for another kind."""
+RSA_ALGORITHMS: Final = ("PS256", "RS256")
+"""What a key of RSA signs with when it does not say, and what it may say instead."""
 
 _LONGEST_KEY: Final = 4096
 _RSA_BITS: Final = range(2048, 4097)
@@ -68,8 +70,11 @@ class PublicKey:
         return _read(json.loads(self.jwk))[1]
 
 
-def public_key(jwk: Mapping[str, Any], field: str = "jwk") -> PublicKey:
-    """Return the public key of a JWK: P-256, Ed25519, or RSA of 2048 to 4096 bits; raise ``Invalid``."""
+def public_key(jwk: Mapping[str, Any], field: str = "jwk", rsa_algorithm: str = RSA_ALGORITHMS[0]) -> PublicKey:
+    """Return the public key of a JWK: P-256, Ed25519, or RSA of 2048 to 4096 bits; raise ``Invalid``.
+
+    It is used with the ``alg`` that it names; ``rsa_algorithm`` is that of a key of RSA that names none.
+    """
     if len(json.dumps(jwk)) > _LONGEST_KEY:
         raise Invalid("The key is too long.", field)
     if _PRIVATE & jwk.keys():
@@ -78,19 +83,29 @@ def public_key(jwk: Mapping[str, Any], field: str = "jwk") -> PublicKey:
     kind = jwk.get("kty")
     parts = {name: jwk.get(name) for name in _PARTS.get(kind, ())} if isinstance(kind, str) else {}
     try:
-        algorithm, key = _read({"kty": kind, **parts})
+        algorithms, key = _read({"kty": kind, **parts})
         canonical = json.dumps({"kty": kind, **parts}, sort_keys=True, separators=(",", ":"))
     except (JoseError, ValueError, TypeError, KeyError):
         raise Invalid("The key is none of P-256, Ed25519 or RSA, in the form of RFC 7517.", field) from None
     if jwk.get("use", "sig") != "sig" or jwk.get("key_ops", ["verify"]) != ["verify"]:
         raise Invalid("The key is not one for signatures.", field)
-    if str(jwk.get("alg", algorithm)) not in {algorithm, _NEW_NAMES.get(algorithm, algorithm)}:
-        raise Invalid(f"A key of this kind signs with {algorithm} here, and names no other algorithm.", field)
+    named = str(jwk.get("alg", rsa_algorithm if kind == "RSA" else algorithms[0]))
+    algorithm = _OLD_NAMES.get(named, named)
+    if algorithm not in algorithms:
+        raise Invalid(f"A key of this kind signs with {' or '.join(algorithms)} here, and names no other.", field)
     return PublicKey(key.thumbprint(), algorithm, canonical)
 
 
-def _read(parts: dict[str, Any]) -> tuple[str, Key]:
-    """Return a key with its one algorithm; raise ``ValueError`` or what the library does.
+def public_keys(jwks: Sequence[Mapping[str, Any]], field: str = "jwks") -> Sequence[PublicKey]:
+    """Return the keys of a set; raise ``Invalid`` for one that is none, and for one that would have two algorithms."""
+    keys = [public_key(jwk, field) for jwk in jwks]
+    if len({key.thumbprint for key in keys}) < len(set(keys)):
+        raise Invalid("One key has one algorithm.", field)
+    return keys
+
+
+def _read(parts: dict[str, Any]) -> tuple[tuple[str, ...], Key]:
+    """Return a key with the algorithms that it may name; raise ``ValueError`` or what the library does.
 
     A number has one spelling, so that one key has one thumbprint: as many bytes as the curve's, or none too many (RFC 7518, 6).
     """
@@ -99,13 +114,13 @@ def _read(parts: dict[str, Any]) -> tuple[str, Key]:
         rsa = RSAKey.import_key(parts)
         if rsa.public_key.key_size not in _RSA_BITS or numbers[1] != _EXPONENT or numbers[0][0] == 0:
             raise ValueError
-        return "PS256", rsa
+        return RSA_ALGORITHMS, rsa
     if any(len(number) != _CURVE_BYTES for number in numbers):
         raise ValueError
     if parts["crv"] == "P-256":
-        return "ES256", ECKey.import_key(parts)
+        return ("ES256",), ECKey.import_key(parts)
     if parts["crv"] == "Ed25519":
-        return "EdDSA", OKPKey.import_key(parts)
+        return ("EdDSA",), OKPKey.import_key(parts)
     raise ValueError
 
 
@@ -132,7 +147,7 @@ def parsed(token: str, types: frozenset[str]) -> Unverified:
     header, claims, signature = (_decoded(part) for part in parts)
     if not header or not claims or not signature:
         raise TokenRefused("form")
-    head = _object(header)
+    head = json_object(header)
     algorithm = head.get("alg")
     if not isinstance(algorithm, str) or _OLD_NAMES.get(algorithm, algorithm) not in ALGORITHMS:
         raise TokenRefused("alg")
@@ -142,7 +157,7 @@ def parsed(token: str, types: frozenset[str]) -> Unverified:
     kind = head.get("typ", "")
     if not isinstance(kind, str) or kind.lower().removeprefix("application/") not in types:
         raise TokenRefused("typ")
-    return Unverified(token, head, _object(claims))
+    return Unverified(token, head, json_object(claims))
 
 
 def verify(token: Unverified, keys: Sequence[PublicKey]) -> PublicKey:
@@ -214,7 +229,9 @@ def _decoded(part: str) -> bytes | None:
     return content if urlsafe_b64encode(content).rstrip(b"=").decode("ascii") == part else None
 
 
-def _object(content: bytes) -> Mapping[str, Any]:
+def json_object(content: bytes) -> Mapping[str, Any]:
+    """Return the one JSON object that the bytes are, without a name twice; raise ``TokenRefused``."""
+
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         members = dict(pairs)
         if len(members) != len(pairs):

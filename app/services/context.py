@@ -19,6 +19,7 @@ from app.services.commitments import CommitmentKeeper
 from app.services.desk import EmergencyDesk
 from app.services.noise import NoiseMeter
 from app.services.postoffice import PostOffice
+from app.services.providers import Providers
 from app.services.witnessing import WitnessKeeper
 from app.storage.database import Database
 
@@ -49,6 +50,8 @@ class Limits:
     password_max_age: timedelta | None = None
     hashing_places: int = PLACES
     """How many strangers may be busy with a password at a time; half of the threads, so that the rest are free for all else."""
+    provider_places: int = 2
+    """How many requests may wait for outside issuers at a time; a quarter of the threads."""
     backup_contact: str = ""
     """What is answered when even the database is down (rule D4)."""
     public_url: str = "http://127.0.0.1:8000"
@@ -79,6 +82,8 @@ class Deployment:
     commitments: CommitmentKeeper
     noise: NoiseMeter
     limits: Limits
+    providers: Providers
+    """The outside issuers that are asked for their keys."""
     factors: dict[UUID, tuple[Factor, ...]] = field(default_factory=dict)
     """Stratification factors by study, as they were read; they never change."""
     samples: dict[UUID, int] = field(default_factory=dict)

@@ -2,18 +2,20 @@
 
 Whoever could name an issuer with a key of their own, and link one of its identities to somebody's account, would be that person. So
 each of the two waits for another administrator; a link may be confirmed by the account's owner instead, with a fresh proof of their
-own. To change an issuer's keys it is registered anew: when that is confirmed, it takes the place of the one before.
+own. To change an issuer's keys it is registered anew: when that is confirmed, it takes the place of the one before. An issuer that
+changes its keys by itself is registered with the address at which it tells them.
 """
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 from uuid import UUID
 
 from app.domain.words import Action
 from app.errors import AlreadyExists, IllegalTransition, Invalid, Missing, SecondPersonRequired
-from app.identity.jose import public_key
+from app.identity import discovery
+from app.identity.jose import public_keys
 from app.services.audited import Act, audited
 from app.services.context import RequestContext
 from app.storage import issuers, people
@@ -22,29 +24,40 @@ from app.storage.issuers import Issuer, Link
 _MOST_KEYS: Final = 10
 
 
-def register_issuer(
-    ctx: RequestContext, issuer: str, audience: str, jwks: Sequence[Mapping[str, Any]], proof_acr_values: Sequence[str]
-) -> Issuer:
-    """Return an issuer that waits for another administrator; raise ``Invalid`` for keys that cannot be used."""
+@dataclass(frozen=True, slots=True)
+class NewIssuer:
+    """What is registered of an issuer: its keys, or where they are, or, with neither, that it tells itself where."""
+
+    issuer: str
+    audience: str
+    proof_acr_values: Sequence[str]
+    jwks: Sequence[Mapping[str, Any]] | None
+    jwks_uri: str | None
+
+
+def register_issuer(ctx: RequestContext, new: NewIssuer) -> Issuer:
+    """Return an issuer that waits for another administrator; raise ``Invalid`` for keys or an address that cannot be used."""
 
     def work(act: Act) -> Issuer:
-        act.note(target={"issuer": issuer})
-        if not 0 < len(jwks) <= _MOST_KEYS:
-            message = f"An issuer has 1 to {_MOST_KEYS} keys."
-            raise Invalid(message, "jwks")
-        keys = [asdict(public_key(jwk, "jwks")) for jwk in jwks]
+        act.note(target={"issuer": new.issuer})
+        keys = [] if new.jwks is None else _keys(new.jwks)
+        is_discovered = new.jwks is None and new.jwks_uri is None
+        if new.jwks is None:
+            _check_address(act, discovery.address_of(new.issuer) if is_discovered else new.jwks_uri or "", new)
         made = Issuer(
             act.deployment.new_id(),
-            issuer,
-            audience,
+            new.issuer,
+            new.audience,
             json.dumps(keys),
-            json.dumps(list(proof_acr_values)),
+            json.dumps(list(new.proof_acr_values)),
             act.now,
             act.principal.name,
+            new.jwks_uri,
+            is_discovered,
         )
         issuers.add_issuer(act.tx, made)
-        thumbprints = [key["thumbprint"] for key in keys]
-        act.note(after={"issuer_id": str(made.issuer_id), "audience": audience, "keys": thumbprints})
+        told = [key["thumbprint"] for key in keys] if new.jwks is not None else new.jwks_uri or "discovery"
+        act.note(after={"issuer_id": str(made.issuer_id), "audience": new.audience, "keys": told})
         return made
 
     return audited(ctx, Action.REGISTER_ISSUER, work, answer_type=Issuer)
@@ -164,6 +177,20 @@ def end_identity(ctx: RequestContext, link_id: UUID) -> None:
         act.note(before={"name": link.name, "issuer": link.issuer, "subject": link.subject})
 
     audited(ctx, Action.END_IDENTITY, work)
+
+
+def _keys(jwks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    if not 0 < len(jwks) <= _MOST_KEYS:
+        message = f"An issuer has 1 to {_MOST_KEYS} keys."
+        raise Invalid(message, "jwks")
+    return [asdict(key) for key in public_keys(jwks)]
+
+
+def _check_address(act: Act, url: str, new: NewIssuer) -> None:
+    """Raise ``Invalid`` for what has not the form of an address; nobody is asked within an act."""
+    if not act.deployment.providers.client.is_address(url):
+        message = "Keys are read at https://host/path, without user, password or fragment."
+        raise Invalid(message, "issuer" if new.jwks_uri is None else "jwks_uri")
 
 
 def _confirm(ctx: RequestContext, action: Action, link_id: UUID, may: Callable[[Act, Link], None]) -> Link:

@@ -1,31 +1,31 @@
 """Tokens of outside issuers, before the door: the first time that one comes, a session begins by it, which is entered.
 
 From then on it is a session like every other: grants are the local ones, and whatever ends a session ends this one at once
-(USR-06). Nobody is asked over a network: the keys of an issuer are here, so that no issuer that is away stands before anything
-(rule D5).
+(USR-06). The keys of an issuer are here, or are asked for outside of any transaction and for a bounded time
+(`app.services.providers`); what is open to everybody, a sign-in above all, asks nobody (rule D5).
 """
 
 import json
 from typing import Final
-from uuid import UUID
 
 from app.domain.words import Action
 from app.errors import DatabaseUnavailable, Missing, RollbackSuspected, TrailForked
 from app.identity import access_tokens
-from app.identity.access_tokens import Vouched
-from app.identity.jose import PublicKey, TokenRefused, Unverified
-from app.services.audited import enter_by_service
+from app.identity.jose import TokenRefused, Unverified
+from app.services.audited import enter_by_service, is_public
 from app.services.context import RequestContext
 from app.storage import issuers, people
 from app.storage.database import AlreadyThere, CommitUncertain, Transaction, TryAgain
-from app.storage.issuers import Link
 
 _ATTEMPTS: Final = 8
 
 
 def admit(ctx: RequestContext) -> None:
-    """Begin the session of an outside token that was not seen before; whoever it does not stand for stays nobody."""
-    if ctx.outside_token is None or ctx.token_digest is None:
+    """Begin the session of an outside token that was not seen before; whoever it does not stand for stays nobody.
+
+    Raises ``ProviderUnavailable`` when nobody can say whose it is because its issuer does not answer.
+    """
+    if ctx.outside_token is None or ctx.token_digest is None or is_public(ctx.action):
         return None
     try:
         token = access_tokens.read(ctx.outside_token)
@@ -45,11 +45,19 @@ def _begin(ctx: RequestContext, token: Unverified, digest: bytes) -> None:
     with deployment.database.transaction() as tx:
         if issuers.is_known(tx, digest):
             return
-        vouched, link, issuer_id = _vouched(ctx, tx, token)
+        issuer = issuers.find_issuer(tx, access_tokens.issuer_of(token))
+    if issuer is None:
+        raise TokenRefused("iss")
+    keys = deployment.providers.keys(issuer, token.header.get("kid"), now)
+    vouched = access_tokens.verify(token, keys, issuer.audience, json.loads(issuer.proof_acr_values), now)
+    with deployment.database.transaction() as tx:
+        link = issuers.find_link(tx, issuer.issuer, vouched.subject)
+    if link is None:
+        raise TokenRefused("sub")
 
     def work(tx: Transaction) -> None:
         # Read again where nobody changes it meanwhile: what was revoked while the token was looked at begins nothing.
-        is_in_force = issuers.get_issuer(tx, issuer_id).revoked_at is None
+        is_in_force = issuers.get_issuer(tx, issuer.issuer_id).revoked_at is None
         kept = issuers.get_link(tx, link.link_id)
         account = people.get_account(tx, kept.name, is_machine=kept.is_machine)
         if not is_in_force or kept.ended_at is not None or not account.is_active:
@@ -75,16 +83,3 @@ def _begin(ctx: RequestContext, token: Unverified, digest: bytes) -> None:
         work=work,
         actor=link.name,
     )
-
-
-def _vouched(ctx: RequestContext, tx: Transaction, token: Unverified) -> tuple[Vouched, Link, UUID]:
-    """Return whom a token stands for; raise ``TokenRefused``."""
-    issuer = issuers.find_issuer(tx, access_tokens.issuer_of(token))
-    if issuer is None:
-        raise TokenRefused("iss")
-    keys = [PublicKey(**key) for key in json.loads(issuer.jwks)]
-    vouched = access_tokens.verify(token, keys, issuer.audience, json.loads(issuer.proof_acr_values), ctx.now())
-    link = issuers.find_link(tx, issuer.issuer, vouched.subject)
-    if link is None:
-        raise TokenRefused("sub")
-    return vouched, link, issuer.issuer_id

@@ -19,11 +19,13 @@ from app.services.context import Clock, Deployment, Limits, SystemEntropy, syste
 from app.services.desk import EmergencyDesk
 from app.services.noise import NoiseMeter
 from app.services.postoffice import PostOffice
+from app.services.providers import Providers
 from app.services.witnessing import WitnessKeeper
 from app.storage import keys, migrate, studies
 from app.storage.database import Database
 from app.storage.keys import DeploymentRecord, SigningKeyRecord
 from app.storage.mail_client import MailClient
+from app.storage.provider_client import ProviderClient
 from app.storage.sink import FileSink
 from app.storage.webhook_client import WebhookClient
 from app.storage.witness_client import WitnessClient
@@ -48,6 +50,8 @@ class Surroundings:
     """The emergency desk, where code-break envelopes are made."""
     mail: MailClient | None = None
     """The mail server by which notices leave, where one is named."""
+    issuers: ProviderClient = field(default_factory=lambda: ProviderClient(may_stay_here=False))
+    """By which outside issuers are asked for their keys."""
 
 
 def create_deployment(around: Surroundings, mode: Mode, *, is_demo: bool = False) -> DeploymentRecord:
@@ -152,4 +156,5 @@ def unseal(around: Surroundings, mode: Mode) -> Deployment:
         witness=witness,
         desk=around.desk,
         office=PostOffice(around.mail, WebhookClient(may_stay_here=mode is Mode.TEST)),
+        providers=Providers(around.issuers, around.limits.provider_places),
     )

@@ -29,6 +29,10 @@ class Issuer:
     proof_acr_values: str
     requested_at: datetime
     requested_by: str
+    jwks_uri: str | None = None
+    """Where its keys are, when it was registered without them."""
+    is_discovered: bool | None = None
+    """Whether it says itself where they are."""
     confirmed_at: datetime | None = None
     confirmed_by: str | None = None
     revoked_at: datetime | None = None

@@ -308,6 +308,8 @@ issuer = Table(
     _text("confirmed_by", nullable=True),
     _time("revoked_at", nullable=True),
     _text("revoked_by", nullable=True),
+    _text("jwks_uri", nullable=True),
+    Column("is_discovered", Boolean(), nullable=True),
     Index(None, "issuer"),
 )
 identity_link = Table(

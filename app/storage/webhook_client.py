@@ -1,29 +1,14 @@
-"""Notices to machines of others, by HTTPS: to the very address that was looked at, and to none inside (T31).
+"""Notices to machines of others, by HTTPS: to addresses of the public network only (T31)."""
 
-Whoever may name an address of the outside could name one of the inside, by its number or by a name that turns into it a moment
-later. So a name is resolved once, every address that it has must be public, the connection goes to one of these and to nothing that
-is resolved again, TLS proves that it is the name, and no redirect is followed.
-"""
-
-import http.client
 import socket
 import ssl
-from collections.abc import Callable, Mapping
-from typing import Any, Final
-from urllib.parse import urlsplit
+from collections.abc import Mapping
 
 from app.domain.notices import may_be_sent_to
-from app.storage.delivery import NotDelivered, hung_up_after
-
-PATIENCE: Final = 5.0
-"""Seconds for a connection, and for each part of an answer; a notice as a whole may take twice as long."""
-_TLS_PORT: Final = 443
-
-Resolve = Callable[..., list[Any]]
-"""What gives the addresses of a name: the system's own, as ``socket.getaddrinfo``."""
+from app.storage.outside_client import PATIENCE, OutsideClient, Resolve
 
 
-class WebhookClient:
+class WebhookClient(OutsideClient):
     """Posts to whatever address it is given, as long as that is outside."""
 
     def __init__(
@@ -36,46 +21,11 @@ class WebhookClient:
     ) -> None:
         """Say whether loopback is an address too, as in a test; nothing is sent yet."""
         self._may_stay_here = may_stay_here
-        self._patience = patience
-        self._tls = tls
-        self._resolve = resolve
+        super().__init__(self._may_be_sent_to, patience, tls, resolve)
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
         """Return the status of the answer, whatever it is; raise ``NotDelivered`` for none, or for an address inside."""
-        try:
-            return self._post(url, body, headers)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            # What a name or an answer made of is of no use to anybody, and not always harmless.
-            raise NotDelivered(type(error).__name__) from None
+        return self.ask("POST", url, headers, body).status
 
-    def _post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
-        parts = urlsplit(url)
-        host, is_tls = parts.hostname or "", parts.scheme == "https"
-        address = self._address_of(host, parts.port or (_TLS_PORT if is_tls else 80))
-        lines: list[socket.socket] = []
-        connection = http.client.HTTPConnection(host, timeout=self._patience)
-        with hung_up_after(2 * self._patience, lambda: lines[-1] if lines else None):
-            try:
-                lines.append(socket.create_connection(address, self._patience))
-                if is_tls:
-                    # Read when it is first wanted: most deployments have no webhook, and the authorities of the system are many.
-                    self._tls = self._tls or ssl.create_default_context()
-                    lines.append(self._tls.wrap_socket(lines[-1], server_hostname=host, do_handshake_on_connect=False))
-                    lines[-1].do_handshake()  # type: ignore[attr-defined]  # it is the wrapped one
-                # A connection that has its line opens no other.
-                connection.sock = lines[-1]
-                target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
-                connection.request("POST", target, body, {"Host": parts.netloc, "Connection": "close", **headers})
-                return connection.getresponse().status
-            finally:
-                connection.close()
-                for line in lines:
-                    line.close()
-
-    def _address_of(self, host: str, port: int) -> tuple[str, int]:
-        found = [str(one[4][0]) for one in self._resolve(host, port, type=socket.SOCK_STREAM)]
-        # One of them inside is enough: nobody of the outside has an address of ours.
-        if not found or not all(may_be_sent_to(address, may_stay_here=self._may_stay_here) for address in found):
-            message = "address_refused"
-            raise NotDelivered(message)
-        return found[0], port
+    def _may_be_sent_to(self, _host: str, address: str) -> bool:
+        return may_be_sent_to(address, may_stay_here=self._may_stay_here)

@@ -13,9 +13,9 @@ from typing import Any, Final
 import pytest
 from httpx2 import Response
 
-from tests.api.test_issuers import AUDIENCE, ISSUER, Outside, outsiders
+from tests.api.test_issuers import AUDIENCE, ISSUER, Outside, outsiders, registration
 from tests.harness import House, expect
-from tests.signers import encoded, forged, signer
+from tests.signers import Signer, encoded, forged, signer
 
 TYPE: Final = {"typ": "at+jwt"}
 FEWEST: Final = 250
@@ -278,3 +278,45 @@ def test_none_passes(house: House) -> None:
     for number, (changes, header) in enumerate(lawful):
         token = own.sign(claims_of(now, jti=str(number), **changes), {**TYPE, **header})
         expect(ask(house, token), 200)
+
+
+def confusions(now: float) -> Iterator[tuple[str, str]]:
+    """Tokens for an issuer with two keys of RSA, one that signs with RS256 by its word and one with PS256 by its silence."""
+    rs, ps = signer("RS256", "own"), signer("PS256", "own")
+    good = claims_of(now)
+    for own, said in ((rs, "PS256"), (ps, "RS256")):
+        other = Signer.of(said, own.key)
+        yield f"{own.algorithm} key, {said}", other.sign(good, TYPE)
+        yield f"{own.algorithm} key, {said} named", own.sign(good, TYPE, algorithm=said)
+        yield f"{own.algorithm} key, signed {said}", other.sign(good, TYPE, algorithm=own.algorithm)
+        for algorithm in ("RS384", "RS512", "PS384", "RSA1_5", "rs256", "none", "ES256", "HS256"):
+            yield f"{own.algorithm} named {algorithm}", own.sign(good, TYPE, algorithm=algorithm)
+        for number, secret in enumerate(
+            (own.key.as_pem(private=False), own.key.as_der(private=False), own.jwk["n"].encode())
+        ):
+            for algorithm in ("HS256", "RS256", "PS256"):
+                signed = f"{encoded({'alg': algorithm, **TYPE})}.{encoded(good)}"
+                mac = encoded(hmac.digest(secret, signed.encode(), hashlib.sha256))
+                yield f"{algorithm} of public key {number}", f"{signed}.{mac}"
+        for size in (0, 1, 255, 256, 257):
+            for byte in (b"\x00", b"\x01", b"\xff"):
+                yield f"{size} of {byte!r}", forged({"alg": own.algorithm, **TYPE}, good, byte * size)
+        head, body, seal = own.sign(good, TYPE).split(".")
+        raw = base64.urlsafe_b64decode(f"{seal}==")
+        for other_seal in (b"\x00" + raw, raw[1:], raw[:-1], raw + b"\x00", raw[::-1]):
+            yield "another length", f"{head}.{body}.{encoded(other_seal)}"
+        yield "a stranger's", signer(own.algorithm, "attacker").sign(good, TYPE)
+
+
+@pytest.mark.parametrize("database_kind", ["sqlite"])
+def test_no_key_of_rsa_is_taken_for_another_kind(house: House) -> None:
+    """A key has one algorithm, the one that it names: PKCS #1 and PSS are not taken for each other, nor a key for a secret [T19]"""
+    out: Outside = outsiders(house)
+    keys = [{**signer("RS256", "own").jwk, "alg": "RS256"}, signer("PS256", "own").jwk]
+    made = expect(house.admin.post("/v1/issuers", json=registration(jwks={"keys": keys})), 201)["issuer_id"]
+    expect(out.second.post(f"/v1/issuers/{made}/confirmation", step_up=True), 200)
+    out.link("admin", {"username": out.second.username})
+    now = house.clock.now.timestamp()
+    assert [why for why, token in confusions(now) if ask(house, token).status_code != 401] == []
+    for algorithm in ("RS256", "PS256"):
+        expect(ask(house, signer(algorithm, "own").sign(claims_of(now), TYPE)), 200)
