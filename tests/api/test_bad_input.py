@@ -243,6 +243,7 @@ PATHS: Final = {
     "schedule_id": UNKNOWN_ID,
     "request_id": UNKNOWN_ID,
     "code_break_id": UNKNOWN_ID,
+    "recovery_id": UNKNOWN_ID,
     "username": "spare",
     "client_id": "spare",
 }
@@ -595,8 +596,9 @@ class TestAddresses:
     ) -> None:
         """Nothing is done by another method (G1)."""
         for path in (f"{S}/allocations", f"{S}/code-breaks", "/v1/people"):
-            before = house.bodies()
+            # First, for whose session is over signs in anew, which is entered.
             headers = {"Authorization": f"Bearer {study.investigator.token()}"}
+            before = house.bodies()
             response = house.client.request(method, path, headers=headers)
             assert response.status_code == 405, (method, path)
             assert set(response.headers["allow"].replace(",", " ").split()) <= {"GET", "POST"}
