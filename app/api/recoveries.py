@@ -38,7 +38,7 @@ class RecoveryConfirmationRequest(Body):
     """Whom the caller vouches for, by which code, and how the caller made sure of who asks."""
 
     username: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{1,39}$"), Field(examples=["m.rossi"])]
-    code: Annotated[str, StringConstraints(min_length=1, max_length=40), Field(examples=["7KQ2-M4RT-9WBV"])]
+    code: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z -]{1,40}$"), Field(examples=["7KQ2-M4RT-9WBV"])]
     identity_check: Annotated[IdentityCheck, Field(strict=False, examples=["call_back"])]
 
 
