@@ -148,9 +148,10 @@ def test_who_may_not_confirm(house: House) -> None:
     refused(house.send("POST", f"{PATH}/confirmation", json=body), 401, "not_authenticated")
     stranger = house.person("investigator", study="OTHER")
     refused(gone.confirmed_by(stranger), 404, "not_found")
-    for wrong in ("ABCD-EFGH-JKMN", gone.code[:-1], "\u2003", "x" * 40):
+    for wrong in ("ABCD-EFGH-JKMN", gone.code[:-1], "- -", "x" * 40):
         refused(gone.confirmed_by(colleague, code=wrong), 404, "not_found")
     assert house.trail(last=1)[0]["outcome"] == "denied"
+    refused(gone.confirmed_by(colleague, code="\u2003"), 422, "invalid")
     refused(gone.confirmed_by(colleague, username=colleague.username), 404, "not_found")
     refused(gone.confirmed_by(colleague, identity_check="hearsay"), 422, "invalid")
     former = house.person("safety_officer")
