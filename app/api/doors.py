@@ -36,6 +36,7 @@ SMALL: Final = 65_536
 ROOM: Final = 33_554_432
 """Bytes that a worker holds of all larger bodies together: they come before anybody is known (rule G2)."""
 MAX_KEY: Final = 200
+_ONCE: Final = ("authorization", "content-type", "idempotency-key", "snose-passkey")
 MAX_SIGNED: Final = 8_192
 """Characters of what a passkey has signed for one request."""
 IMPORTING: Final = frozenset({Action.CREATE_CONSIGNMENT, Action.IMPORT_SCHEDULE})
@@ -146,6 +147,7 @@ class DoorRoute(APIRoute):
         async def pass_through(request: Request) -> Response:
             share = Share()
             try:
+                _refuse_doubles(request)
                 if request.method == "POST":
                     await _read_body(request, self, share)
                 response = await handle(request)
@@ -244,6 +246,17 @@ def _in_one_hand_over(function: Callable[..., Any]) -> Callable[..., Coroutine[A
         return function(**arguments)
 
     return route
+
+
+def _refuse_doubles(request: Request) -> None:
+    """Refuse what is said twice where one value is meant: a proxy, or whoever else reads the request, may take the other one."""
+    asked = [name for name, _ in request.query_params.multi_items()]
+    if len(set(asked)) != len(asked):
+        message = "A parameter stands twice in the query."
+        raise MalformedRequest(message, 400)
+    if any(len(request.headers.getlist(name)) > 1 for name in _ONCE):
+        message = "A header stands twice of which there is one."
+        raise MalformedRequest(message, 400)
 
 
 class Share:

@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from threading import BoundedSemaphore
 from typing import Final
 
@@ -57,6 +58,10 @@ winter summer spring autumn study hospital doctor snose investigator coordinator
 """
 _COMMON: Final = frozenset(_COMMON_WORDS.split())
 _STEMS: Final = frozenset(_STEM_WORDS.split())
+_ADDED: Final = "0123456789!?.,;:*#$%&+-_@"
+"""What everybody adds before or behind a word that is too short."""
+_REPEATED: Final = (2, 3, 4)
+"""How often somebody writes a short word to make a long one of it."""
 
 
 class Passwords:
@@ -139,18 +144,38 @@ def refuse_weak(password: str, username: str, field: str = "new") -> None:
     """
     folded = _normal(password).casefold()
     compact = folded.replace(" ", "")
-    stem = compact.strip("0123456789!?.,;:*#$%&+-_@")
+    stem = compact.strip(_ADDED)
     if not SHORTEST <= len(password) <= LONGEST:
         raise PasswordRefused(f"A password has {SHORTEST} to {LONGEST} characters.", field)
     if any(unicodedata.category(character) == "Cs" for character in password):
         raise PasswordRefused("A password is made of characters that can be written.", field)
     if len(set(compact)) < _FEWEST_CHARACTERS:
         raise PasswordRefused(f"A password has at least {_FEWEST_CHARACTERS} different characters.", field)
-    if compact in _COMMON or stem in _COMMON or stem in _STEMS:
+    if any(word in known for word in (compact, stem, *_halves(compact)) for known in (_COMMON, _STEMS, _leaked())):
         raise PasswordRefused("This password is one of those that everybody tries first.", field)
     name = _normal(username).casefold()
     if len(name) >= _SHORTEST_NAME and name in folded:
         raise PasswordRefused("A password does not hold the user name.", field)
+
+
+def _halves(compact: str) -> Iterator[str]:
+    """Give the shorter words that this is nothing but repetitions of."""
+    for times in _REPEATED:
+        word = compact[: len(compact) // times]
+        if word * times == compact:
+            yield word
+
+
+@cache
+def _leaked() -> frozenset[str]:
+    """Return the 30,000 passwords seen most in published leaks, and what they are without what everybody adds.
+
+    Read when the first new password is looked at.
+    """
+    from zxcvbn.frequency_lists import FREQUENCY_LISTS  # noqa: PLC0415  # some megabytes, which most processes never need
+
+    words = frozenset(FREQUENCY_LISTS["passwords"])
+    return words | {stem for word in words if (stem := word.strip(_ADDED))}
 
 
 def issued_password(entropy: Entropy) -> str:

@@ -9,6 +9,7 @@ The standard library's client is enough for this: it follows no redirect (which 
 no proxy, and logs nothing.
 """
 
+import hmac
 import json
 import re
 import socket
@@ -147,7 +148,7 @@ class VaultTransitProvider:
         status, answer = self._ask(f"{self._mount}/encrypt/{self._key_name}", body, token)
         self._refuse_status(status)
         wrapped = self._read(answer, _Wrapping).data.ciphertext
-        if not _is_wrapped(wrapped) or self._unwrapped(wrapped, context, token) != secret:
+        if not _is_wrapped(wrapped) or not hmac.compare_digest(self._unwrapped(wrapped, context, token) or b"", secret):
             raise self._garbage()
         if self._unwrapped(wrapped, context + _PROBE, token) is not None:
             message = f"The key provider at {self._where} does not bind what it wraps to this deployment: {_AEAD}"

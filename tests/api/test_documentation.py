@@ -77,6 +77,7 @@ def test_nothing_comes_from_another_host_and_nothing_runs(house: House) -> None:
         "default-src": "'none'",
         "style-src": "'self'",
         "img-src": "'self'",
+        "object-src": "'none'",
         "frame-ancestors": "'none'",
         "base-uri": "'none'",
         "form-action": "'none'",

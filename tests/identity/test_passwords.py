@@ -1,5 +1,6 @@
 """Passwords: hashing, comparing, the rules for new ones, issued ones."""
 
+import contextlib
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from app.domain.words import Mode
 from app.errors import IntegrityBroken, PasswordRefused, WrongCredentials
+from app.identity import passwords
 from app.identity.passwords import Passwords, issued_password, refuse_weak
 from tests.identity.builders import GivenEntropy, SeededEntropy
 
@@ -206,3 +208,20 @@ class TestIssued:
         """Two people are issued two passwords."""
         entropy = SeededEntropy()
         assert len({issued_password(entropy) for _ in range(1000)}) == 1000
+
+
+class TestLeaked:
+    def test_none_of_them_becomes_a_password(self) -> None:
+        """None of the 30,000 seen most in leaks is taken, be it bare, lengthened by digits and signs, or written twice. [USR-11]"""
+        leaked = passwords._leaked()
+        assert len(leaked) >= 30_000
+        taken = []
+        for word in leaked:
+            # Of digits alone nothing is left to be known by.
+            longer = [f"{word}20261122!", f"1234567890{word}"] if re.search(r"[a-z]", word) else []
+            for made in (word, word * 2, *longer):
+                with contextlib.suppress(PasswordRefused):
+                    refuse_weak(made, "ann.smith")
+                    taken.append(made)
+        assert not taken
+        refuse_weak(PASSWORD, "ann.smith")
