@@ -183,7 +183,7 @@ class TestCiphers:
         assert asked == [32, 32, 32]
         now = datetime(2026, 11, 22, tzinfo=UTC)
         with pytest.raises(WrongOneTimeCode):
-            accepted_step("JBSWY3DPEHPK3PXP", "000000", now, None)
+            accepted_step("JBSWY3DPEHPK3PXP" * 2, "000000", now, None)
         assert asked[3:] == [6, 6]
 
     def test_chance_is_enough_for_many_at_once(self) -> None:
