@@ -456,6 +456,9 @@ def _decide_by_grants(action: Action, principal: Principal, study: StudyCode | N
         if principal.is_machine:
             raise Forbidden
         _require_fresh_proof(principal, now)
+    elif principal.needs_second_factor:
+        # A code break asks for a proof anyway, so nothing more stands before it (rule D1).
+        raise StepUpRequired
     everywhere = [grant for grant in giving if grant.site_code is None]
     if everywhere:
         return Decision(everywhere[0].role, None)

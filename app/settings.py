@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     password_max_age_days: Annotated[
         int | None, Field(ge=1, description="days after which a password must be changed; none by default")
     ] = None
+    second_factor_required: Annotated[
+        bool, Field(description="people open nothing of a study before a second factor was shown in their session")
+    ] = False
     passkey_rp_id: Annotated[
         str | None, Field(description="domain for which devices keep passkeys, `snose.example.org`; with the next one")
     ] = None

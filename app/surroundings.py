@@ -48,6 +48,7 @@ def surroundings(
             session_length=settings.session_length(),
             session_idle=settings.session_idle(),
             password_max_age=settings.password_max_age(),
+            second_factor_required=settings.second_factor_required,
             hashing_places=max(1, settings.threads // 2),
             provider_places=max(1, settings.threads // 4),
             backup_contact=settings.backup_contact,

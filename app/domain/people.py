@@ -71,6 +71,8 @@ class Principal:
     """Known by the word of an outside issuer, in this session."""
     factor_recovered_at: datetime | None = None
     """When the second factor took the place of a lost one, by a colleague's word."""
+    needs_second_factor: bool = False
+    """One factor was shown in this session, and the operator asks for two (USR-09)."""
 
     def was_recovered_lately(self, now: datetime) -> bool:
         """Return whether the second factor is a recovered one, less than a day old."""

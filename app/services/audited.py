@@ -486,6 +486,9 @@ class _Door:
         if self.caller is not None and ctx.signed is not None and self.action in policy.ELEVATED:
             self.shown = proofs.shown_for_request(ctx, tx, ctx.signed, self.caller.principal_id, now)
             self.caller = replace(self.caller, proof=Proof(now, spent=False) if self.shown is not None else None)
+        if self.caller is not None and deployment.limits.second_factor_required:
+            asked = not self.caller.is_machine and self.caller.proof is None
+            self.caller = replace(self.caller, needs_second_factor=asked)
         head = studies.find_study(tx, self.study_code) if self.study_code is not None else None
         if self.study_code is not None and head is None:
             if self.caller is None:

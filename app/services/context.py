@@ -48,6 +48,8 @@ class Limits:
     session_idle: timedelta = timedelta(minutes=15)
     machine_token_length: timedelta = timedelta(minutes=30)
     password_max_age: timedelta | None = None
+    second_factor_required: bool = False
+    """Whether a password alone opens no more than its owner's account (USR-09)."""
     hashing_places: int = PLACES
     """How many strangers may be busy with a password at a time; half of the threads, so that the rest are free for all else."""
     provider_places: int = 2

@@ -100,6 +100,14 @@ def concerns(around: Surroundings, mode: Mode) -> list[Finding]:
     return found
 
 
+def of_sign_in(around: Surroundings, mode: Mode) -> list[Finding]:
+    """Return that a password alone opens a live study; not refused, because it is the operator's to weigh (USR-09)."""
+    if mode is not Mode.LIVE or around.limits.second_factor_required:
+        return []
+    what = "A password alone opens what needs no second proof: subjects, allocations and kits."
+    return [Finding(what, "Set SNOSE_SECOND_FACTOR_REQUIRED=true.")]
+
+
 def _of_files(around: Surroundings) -> list[Finding]:
     found = []
     folder = around.sink.path.absolute().parent
