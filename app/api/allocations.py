@@ -94,6 +94,7 @@ class FlagsRead(Answer):
     error_mark: ErrorMarkRead | None
     duplicate_of: str | None
     accidentally_unblinded_at: Time | None
+    safety_unblinded_at: Time | None
 
 
 class AllocationRecordRead(AllocationRead):

@@ -126,6 +126,7 @@ _STORY: Final[Mapping[str, Any]] = {
     "FlagsRead.error_mark": None,
     "FlagsRead.duplicate_of": None,
     "FlagsRead.accidentally_unblinded_at": None,
+    "FlagsRead.safety_unblinded_at": None,
     "FlagRead.kind": "error_mark",
     # code breaks
     "code_break_id": _ID,

@@ -68,6 +68,21 @@ class StudyRequest(Body):
         Literal["allowed", "refused"],
         Field(description="whether a subject whose code was broken may be given further kits, as the protocol says"),
     ] = "allowed"
+    exempt_events: Annotated[
+        list[Text],
+        Field(
+            max_length=50,
+            default_factory=list,
+            examples=[["Hot flush"]],
+            description="events of the disease itself, for which nobody is unblinded as a matter of course",
+        ),
+    ]
+    safety_unblinding_shown: Annotated[
+        bool,
+        Field(
+            description="whether an allocation shows when its subject was unblinded for a safety report, never what it showed"
+        ),
+    ] = False
 
     def definition(self) -> StudyDefinition:
         """Return the definition in the domain's words."""
@@ -89,6 +104,8 @@ class StudyRequest(Body):
             self.stratify_by_site,
             self.backup_contact,
             FurtherKits(self.further_kits_after_break),
+            tuple(self.exempt_events),
+            self.safety_unblinding_shown,
         )
 
 
@@ -132,6 +149,8 @@ class StudyRead(Signed):
     backup_contact: str
     registered_at: Time
     further_kits_after_break: Annotated[str, Field(examples=["allowed"])]
+    exempt_events: Annotated[list[str], Field(examples=[["Hot flush"]])]
+    safety_unblinding_shown: Annotated[bool, Field(examples=[False])]
 
 
 class SiteRequest(Body):

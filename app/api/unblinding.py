@@ -142,6 +142,13 @@ class SafetyUnblindingRequest(Body):
 
     subject_id: SubjectField
     reason: Annotated[Reason, Field(examples=["SUSAR 2026-0113"])]
+    event: (
+        Annotated[Text, Field(examples=["Pulmonary embolism"], description="the reaction, in the protocol's words")]
+        | None
+    ) = None
+    despite_exemption: Annotated[
+        bool, Field(description="unblind although the protocol exempts this event from systematic unblinding")
+    ] = False
 
 
 class SafetyUnblindingRead(Answer):
@@ -214,7 +221,11 @@ def add_narrative(study: StudyPath, code_break_id: IdPath, body: NarrativeReques
 @door.post("/studies/{study}/safety-unblindings", Action.UNBLIND_FOR_SAFETY, 201)
 def unblind_for_safety(study: StudyPath, body: SafetyUnblindingRequest, ctx: Context) -> SafetyUnblindingRead:
     """Reveal one subject's treatment for a safety report."""
-    return SafetyUnblindingRead.of(unblinding.unblind_for_safety(ctx, StudyCode(study), body.subject_id, body.reason))
+    return SafetyUnblindingRead.of(
+        unblinding.unblind_for_safety(
+            ctx, StudyCode(study), body.subject_id, body.reason, body.event, despite_exemption=body.despite_exemption
+        )
+    )
 
 
 @door.get("/studies/{study}/safety-unblindings", Action.READ_SAFETY_UNBLINDINGS)

@@ -1,5 +1,6 @@
 """The definition of a study, and what makes one impossible."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -29,6 +30,8 @@ class StudyDefinition:
     stratify_by_site: bool
     backup_contact: str
     further_kits_after_break: FurtherKits = FurtherKits.ALLOWED
+    exempt_events: tuple[str, ...] = ()
+    safety_unblinding_shown: bool = False
 
 
 def check_definition(definition: StudyDefinition) -> None:
@@ -57,12 +60,22 @@ def check_definition(definition: StudyDefinition) -> None:
             message = f"A stratification factor has 2 to {MAX_LEVELS} levels."
             raise Invalid(message, "factors")
         _refuse_duplicates([level.level_code for level in factor.levels], "factors", "level codes")
-    texts = [definition.title, definition.backup_contact]
+    _refuse_duplicates(definition.exempt_events, "exempt_events", "exempt events")
+    texts = [definition.title, definition.backup_contact, *definition.exempt_events]
     texts += [text for arm in definition.arms for text in (arm.label, arm.treatment)]
     texts += [level.label for factor in definition.factors for level in factor.levels]
     if sum(len(text.encode()) for text in texts) > MAX_TEXT_BYTES:
         message = f"The texts of a definition have at most {MAX_TEXT_BYTES} bytes together."
         raise Invalid(message, "title")
+
+
+def is_exempt(event: str, exempt_events: Sequence[str]) -> bool:
+    """Return whether an event is one of those exempt from systematic unblinding, in any spelling (UNB-04)."""
+    return _folded(event) in {_folded(one) for one in exempt_events}
+
+
+def _folded(event: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", event).casefold().split())
 
 
 def _refuse_duplicates(words: Sequence[str], field: str, what: str) -> None:

@@ -46,7 +46,7 @@ from app.services.evidence import AllocationPlace, KitAssignmentPlace, OpenedKit
 from app.services.signatures import Content, sign, with_signatures
 from app.services.stock import StockDraw
 from app.storage import allocations, kits, schedules, studies, trail
-from app.storage.allocations import ACCIDENT, THIRD_PARTY_OPENING, Allocation, SubjectFlag
+from app.storage.allocations import ACCIDENT, SAFETY, THIRD_PARTY_OPENING, Allocation, SubjectFlag
 from app.storage.kits import KitAssignment
 
 _ERROR_MARK: Final = "error_mark"
@@ -105,6 +105,7 @@ class Flags:
     error_mark: ErrorMark | None
     duplicate_of: SubjectId | None
     accidentally_unblinded_at: datetime | None
+    safety_unblinded_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +363,7 @@ def _records(act: Act, found: Sequence[Allocation]) -> list[AllocationRecord]:
                     marks.get(key),
                     None if link is None else link.detail["duplicate_of"],
                     min((_happened_at(flag) for flag in flags[key] if flag.kind == ACCIDENT), default=None),
+                    min((flag.flagged_at for flag in flags[key] if flag.kind == SAFETY), default=None),
                 ),
                 allocation.strata_used,
                 None if correction is None else correction.detail["strata"],

@@ -49,6 +49,8 @@ class RegisteredStudy:
     backup_contact: str
     registered_at: datetime
     further_kits_after_break: FurtherKits = FurtherKits.ALLOWED
+    exempt_events: tuple[str, ...] = ()
+    safety_unblinding_shown: bool = False
     is_signed: bool = False
     signatures: tuple[SignatureShown, ...] = ()
 
@@ -68,6 +70,8 @@ def _registered(mode: Mode, head: StudyHead, definition: Definition) -> Register
         head.backup_contact,
         definition.registered_at,
         head.further_kits_after_break,
+        head.exempt_events,
+        head.safety_unblinding_shown,
     )
 
 
@@ -120,6 +124,8 @@ def register_study(ctx: RequestContext, wanted: StudyDefinition) -> RegisteredSt
             wanted.stratify_by_site,
             is_frozen=False,
             further_kits_after_break=wanted.further_kits_after_break,
+            exempt_events=wanted.exempt_events,
+            safety_unblinding_shown=wanted.safety_unblinding_shown,
         )
         wrapped = deployment.ring.new_study_key(wanted.study_code, 1, deployment.entropy.draw("study key", 32))
         definition = Definition(
@@ -136,6 +142,7 @@ def register_study(ctx: RequestContext, wanted: StudyDefinition) -> RegisteredSt
                 "planned_subjects": wanted.planned_subjects,
                 "stock_floor": wanted.stock_floor,
                 "further_kits_after_break": wanted.further_kits_after_break,
+                "safety_unblinding_shown": wanted.safety_unblinding_shown,
                 "standing_grants": [
                     {"name": holder.name, "role": holder.role, "site_code": holder.site_code} for holder in standing
                 ],

@@ -16,6 +16,7 @@ from app.domain.drills import ONE_GO, seconds_to_reveal
 from app.domain.kits import STEPS, Step
 from app.domain.sealed import Column, SealContext
 from app.domain.signatures import RecordKind, SignatureShown
+from app.domain.studies import is_exempt
 from app.domain.words import (
     Action,
     ArmCode,
@@ -47,6 +48,7 @@ from app.services.outbox import tell_of_break, wake_sender
 from app.services.signatures import Content, code_break_content, request_content, sign, with_signatures
 from app.services.treatments import Shown, contact_when_unavailable, open_kit_of_nobody, open_subject
 from app.storage import allocations, dual_control, kits, trail, unblinding
+from app.storage.allocations import SAFETY, SubjectFlag
 from app.storage.database import LOCK_TIMEOUT_MS, Transaction, TryAgain
 from app.storage.dual_control import DualControlRequest
 from app.storage.kits import KitRow
@@ -330,10 +332,19 @@ class SafetyReveal:
     receipt: Receipt | None = None
 
 
-def unblind_for_safety(ctx: RequestContext, study: StudyCode, subject_id: str, reason: str) -> SafetyReveal:
+def unblind_for_safety(
+    ctx: RequestContext,
+    study: StudyCode,
+    subject_id: str,
+    reason: str,
+    event: str | None = None,
+    *,
+    despite_exemption: bool = False,
+) -> SafetyReveal:
     """Return one subject's treatment for a safety report; others learn neither the subject nor how it went on (UNB-02, 03).
 
-    Raises ``Missing``, and ``RevealUnavailable`` with the back-up contact.
+    Where the protocol says so, the allocation shows that it happened (UNB-05). Raises ``Missing``, ``Invalid`` for an event that is
+    exempt by the protocol and on which nobody insists (UNB-04), and ``RevealUnavailable`` with the back-up contact.
     """
     with contact_when_unavailable(ctx) as contact:
 
@@ -342,6 +353,9 @@ def unblind_for_safety(ctx: RequestContext, study: StudyCode, subject_id: str, r
             contact.text = act.study.backup_contact or contact.text
             # Neither a target nor a key of the subject: whose case it was is the restricted part's alone (rule E3).
             allocation = allocations.get_allocation(act.tx, study_id, subject_key(subject_id), None)
+            if event is not None and not despite_exemption and is_exempt(event, act.study.exempt_events):
+                message = "The protocol exempts this event from systematic unblinding; say so to unblind all the same."
+                raise Invalid(message, "despite_exemption")
             shown = open_subject(act, allocation)
             unblinding_id = act.deployment.new_id()
             ring = act.deployment.ring
@@ -355,8 +369,16 @@ def unblind_for_safety(ctx: RequestContext, study: StudyCode, subject_id: str, r
             act.outcome = unblinding.AUTHORISED
             act.note(
                 after={"safety_unblinding_id": str(unblinding_id)},
-                restricted={"subject_id": allocation.subject_key, "reason": reason},
+                restricted={
+                    "subject_id": allocation.subject_key,
+                    "reason": reason,
+                    **({} if event is None else {"event": event}),
+                },
             )
+            if act.study.safety_unblinding_shown:
+                flag_id = act.deployment.new_id()
+                flag = SubjectFlag(flag_id, allocation.subject_key, SAFETY, {}, act.now, act.principal.name)
+                allocations.add_flag(act.tx, study_id, flag)
             sign(
                 act,
                 RecordKind.SAFETY_UNBLINDING,

@@ -25,6 +25,8 @@ _b = tables.code_break.c
 
 ACCIDENT: Final = "accidental_unblinding"
 """The kind of flag that says that a treatment became known by accident (EUB-19)."""
+SAFETY: Final = "safety_unblinding"
+"""That a treatment was opened for a safety report: kept only where the protocol has it shown (UNB-05)."""
 THIRD_PARTY: Final = "third_party_unblinding"
 """That a physician was named who may learn the treatment."""
 THIRD_PARTY_OPENING: Final = "third_party_opening"

@@ -35,6 +35,10 @@ class StudyHead:
     min_key_version: int = 1
     """Versions of the study's key below it were retired: nothing that they sealed is opened any more."""
     further_kits_after_break: FurtherKits = FurtherKits.ALLOWED
+    exempt_events: tuple[str, ...] = ()
+    """Events of the disease itself, for which nobody is unblinded as a matter of course (UNB-04)."""
+    safety_unblinding_shown: bool = False
+    """Whether an allocation shows that its subject was unblinded for a safety report, and when; never what it showed (UNB-05)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ def _head(row: Row[Any]) -> StudyHead:
     words = {
         "status": StudyStatus(values["status"]),
         "further_kits_after_break": FurtherKits(values["further_kits_after_break"]),
+        "exempt_events": tuple(json.loads(values["exempt_events"])),
     }
     return StudyHead(**(values | words))
 
@@ -98,6 +103,7 @@ def add_study(tx: Transaction, study: StudyHead, definition: Definition, wrapped
     """Record a study with its definition and first key; raise ``AlreadyExists``."""
     row = {name: getattr(study, name) for name in StudyHead.__dataclass_fields__}
     row |= {name: getattr(definition, name) for name in ("title", "blinding", "planned_subjects", "registered_at")}
+    row["exempt_events"] = json.dumps(study.exempt_events)
     try:
         tx.execute(insert(tables.study), row)
     except AlreadyThere:

@@ -24,6 +24,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     Uuid,
+    false,
     text,
 )
 from sqlalchemy.engine import Dialect
@@ -350,6 +351,8 @@ study = Table(
     _number("min_key_version"),
     _time("registered_at"),
     Column("further_kits_after_break", Text(), nullable=False, server_default="allowed"),
+    Column("exempt_events", Text(), nullable=False, server_default="[]"),
+    Column("safety_unblinding_shown", Boolean(), nullable=False, server_default=false()),
     UniqueConstraint("study_code"),
 )
 study_key = _of_study("study_key", _number("version"), _text("wrapped"), PrimaryKeyConstraint("study_id", "version"))

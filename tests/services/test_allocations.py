@@ -268,7 +268,13 @@ class TestRead:
         record = expect(study.investigator.get(f"{S}/subjects/01-0001/allocation"), 200)
         assert {name: record[name] for name in answered} == answered
         assert record["current_kit_codes"] == [answered["kit_code"]]
-        assert set(record["flags"]) == {"unblinded_at", "error_mark", "duplicate_of", "accidentally_unblinded_at"}
+        assert set(record["flags"]) == {
+            "unblinded_at",
+            "error_mark",
+            "duplicate_of",
+            "accidentally_unblinded_at",
+            "safety_unblinded_at",
+        }
         assert set(record["flags"].values()) == {None}
         assert (record["strata_used"], record["strata_corrected"]) == ({}, None)
         assert study.investigator.get(f"{S}/subjects/01-9999/allocation").status_code == 404
