@@ -36,7 +36,7 @@ SMALL: Final = 65_536
 ROOM: Final = 33_554_432
 """Bytes that a worker holds of all larger bodies together: they come before anybody is known (rule G2)."""
 MAX_KEY: Final = 200
-_ONCE: Final = ("authorization", "content-type", "idempotency-key", "snose-passkey")
+_ONCE: Final = ("authorization", "content-type", "idempotency-key", "snose-passkey", "snose-device")
 MAX_SIGNED: Final = 8_192
 """Characters of what a passkey has signed for one request."""
 IMPORTING: Final = frozenset({Action.CREATE_CONSIGNMENT, Action.IMPORT_SCHEDULE})
