@@ -20,9 +20,9 @@ sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]  # None is how
 class _InProcess(httpx2.BaseTransport):
     """Carries a request to the application's loop, and its whole answer back."""
 
-    def __init__(self, app: FastAPI, *, raise_faults: bool) -> None:
+    def __init__(self, app: FastAPI, *, raise_faults: bool, address: str) -> None:
         self.portal: BlockingPortal | None = None
-        self._asgi = httpx2.ASGITransport(app, raise_app_exceptions=raise_faults, client=("testclient", 50000))
+        self._asgi = httpx2.ASGITransport(app, raise_app_exceptions=raise_faults, client=(address, 50000))
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         assert self.portal is not None, "the client is used as a context manager"
@@ -38,15 +38,21 @@ class _InProcess(httpx2.BaseTransport):
 class InProcessClient(httpx2.Client):
     """A client of one application: its start runs when the context is entered, its end when it is left."""
 
-    def __init__(self, app: FastAPI, *, raise_faults: bool = True) -> None:
+    def __init__(self, app: FastAPI, *, raise_faults: bool = True, address: str = "testclient") -> None:
         self._app = app
-        self._in_process = _InProcess(app, raise_faults=raise_faults)
+        self._in_process = _InProcess(app, raise_faults=raise_faults, address=address)
         self._life = ExitStack()
         super().__init__(transport=self._in_process, base_url="http://testserver")
 
     def forgiving(self) -> "InProcessClient":
         """Return a client of the same running application that answers a fault with what a server would: a 500."""
         other = InProcessClient(self._app, raise_faults=False)
+        other._in_process.portal = self._in_process.portal
+        return other
+
+    def at(self, address: str) -> "InProcessClient":
+        """Return a client of the same running application at another address."""
+        other = InProcessClient(self._app, address=address)
         other._in_process.portal = self._in_process.portal
         return other
 

@@ -28,6 +28,7 @@ from app.errors import Invalid, KeyUnavailable, NotAuthenticated
 from app.services import audited, outside
 from app.services.context import SEALED_MESSAGE, Deployment, RequestContext, token_digest_of
 from app.services.proofs import request_digest
+from app.services.tries import UNKNOWN_NETWORK
 
 MAX_BODY: Final = 1_048_576
 MAX_IMPORT: Final = 16_777_216
@@ -454,5 +455,7 @@ def _network(request: Request) -> str:
     try:
         address = ipaddress.ip_address(request.client.host if request.client is not None else "")
     except ValueError:
-        return "unknown"
+        return UNKNOWN_NETWORK
+    # A socket for both kinds shows IPv4 in clothes of IPv6, in which all of it would be one network.
+    address = getattr(address, "ipv4_mapped", None) or address
     return str(ipaddress.ip_network((address, 24 if address.version == 4 else 48), strict=False))  # noqa: PLR2004  # IPv4, else IPv6: there is no third

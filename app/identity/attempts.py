@@ -39,6 +39,32 @@ CODE_ALARMS: Final = frozenset({20, 40, 80, MOST_CODES})
 """The numbers of wrong codes at which the service's log says so."""
 
 
+NETWORK_BURST: Final = 30
+"""So many wrong passwords from one network are looked at without a pause, at whatever names: a hospital has one address for all."""
+NETWORK_PAUSE: Final = timedelta(seconds=2)
+"""And then one in so long. What was right is not counted, so that who mistypes slows nobody but the own name."""
+_NETWORK_FULL: Final = NETWORK_BURST * NETWORK_PAUSE
+
+
+def refuse_network(settled_at: datetime | None, now: datetime) -> None:
+    """Raise ``TooManyAttempts`` while too many wrong passwords came from a network; at ``settled_at`` all are forgotten."""
+    wait = _owed(settled_at, now) + NETWORK_PAUSE - _NETWORK_FULL
+    if wait > timedelta():
+        message = "Too many wrong passwords from your network: wait, or use a known device, a passkey or a one-time code as otp."
+        raise TooManyAttempts(message, math.ceil(wait.total_seconds()))
+
+
+def network_settles_at(settled_at: datetime | None, now: datetime) -> datetime:
+    """Return when the wrong passwords of a network are all forgotten, with one more."""
+    return now + _owed(settled_at, now) + NETWORK_PAUSE
+
+
+def _owed(settled_at: datetime | None, now: datetime) -> timedelta:
+    owed = settled_at - now if settled_at is not None else timedelta()
+    # What lies further ahead was set while the clock was ahead, which was set back.
+    return owed if timedelta() < owed <= _NETWORK_FULL + LONGEST_DELAY else timedelta()
+
+
 def coded(wrong: int) -> int:
     """Return the wrong codes in a row with one more; raise ``TooManyAttempts`` when there were enough of them."""
     if wrong >= MOST_CODES:

@@ -59,6 +59,7 @@ from app.services.tries import (
     charge_name,
     enter_failed_login,
     factor_context,
+    failed_login,
     fault_of,
     find_named,
     hold_unchanged,
@@ -242,7 +243,7 @@ def sign_in(
         device_id = device.device_id if device is not None else None
         return begin_session(act, credential.principal_id, end, "pwd", device_id=device_id)
 
-    return audited(ctx, Action.SIGN_IN, work, target=tried.target(name), on_refusal=enter_failed_login)
+    return audited(ctx, Action.SIGN_IN, work, target=tried.target(name), on_refusal=failed_login(ctx, tried))
 
 
 def issue_token(ctx: RequestContext, client_id: str, client_secret: str) -> SignedIn:

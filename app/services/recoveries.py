@@ -34,6 +34,7 @@ from app.services.sessions import SignedIn, begin_session
 from app.services.tries import (
     enter_failed_login,
     factor_context,
+    failed_login,
     look,
     name_of,
     require_right,
@@ -99,7 +100,7 @@ def request(ctx: RequestContext, username: str, password: str) -> RequestedRecov
         act.note(after={"recovery_id": str(recovery_id)})
         return RequestedRecovery(recovery_id, code, secret, act.now + LIFE)
 
-    on_refusal = enter_failed_login
+    on_refusal = failed_login(ctx, tried)
     return audited(ctx, Action.REQUEST_FACTOR_RECOVERY, work, target=tried.target(name), on_refusal=on_refusal)
 
 

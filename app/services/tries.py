@@ -11,7 +11,7 @@ from uuid import UUID
 
 from app.domain.sealed import Column, SealContext
 from app.errors import HashingBusy, SnoseError, TooManyAttempts, WrongCredentials
-from app.identity.attempts import ALARMS, Attempts, guessed
+from app.identity.attempts import ALARMS, Attempts, guessed, network_settles_at, refuse_network
 from app.services.audited import Act
 from app.services.context import Deployment, RequestContext
 from app.services.sessions import apart
@@ -28,6 +28,9 @@ SESSION_BUCKETS: Final = 1 << 8 * _BUCKET_BYTES
 """From here on lie those of the sessions that a password is changed in: no try at a name gets there."""
 _SHOWN_BUCKETS: Final = 2 * SESSION_BUCKETS
 """And from here on those of who shows a one-time code beside the password."""
+_NETWORK_BUCKETS: Final = 3 * SESSION_BUCKETS
+"""And from here on those of networks."""
+UNKNOWN_NETWORK: Final = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +55,17 @@ def name_of(username: str) -> str:
 def try_password(ctx: RequestContext, name: str, password: str, *, is_known: bool = False) -> Tried:
     """Count a try at a name and look at the password; nothing of it says whether anybody has the name.
 
-    Whoever ``is_known`` is not counted. Raises ``TooManyAttempts`` and ``HashingBusy``, counted as noise: nothing was looked at.
+    Whoever ``is_known`` is not counted, by name or by network. Raises ``TooManyAttempts`` and ``HashingBusy``, counted as noise:
+    nothing was looked at.
     """
     bucket = None if is_known else bucket_of(ctx.deployment, name.encode("utf-8", "surrogatepass"))
-    (credential, guesses), fault = look(ctx, password, lambda tx: charge_name(ctx, tx, name, bucket), is_known=is_known)
+
+    def charge(tx: Transaction) -> tuple[Credential | None, int]:
+        if not is_known and ctx.network != UNKNOWN_NETWORK:
+            refuse_network(people.find_settling(tx, _bucket_of_network(ctx)), ctx.now())
+        return charge_name(ctx, tx, name, bucket)
+
+    (credential, guesses), fault = look(ctx, password, charge, is_known=is_known)
     return Tried(credential, bucket, guesses, fault)
 
 
@@ -148,6 +158,27 @@ def fault_of(check: Callable[[], None]) -> SnoseError | None:
     except SnoseError as error:
         return error
     return None
+
+
+def failed_login(ctx: RequestContext, tried: Tried) -> Callable[[Transaction, SnoseError], None]:
+    """Return what is done beside the entry of a failed try: a wrong password is put to the account of its network.
+
+    Behind the try, not before it: few are looked at at once, and a password that is right costs the network nothing.
+    In the database, so that every worker and replica counts the same, and a restart forgets nothing.
+    """
+
+    def count(tx: Transaction, error: SnoseError) -> None:
+        if tried.bucket is None or ctx.network == UNKNOWN_NETWORK or not isinstance(error, WrongCredentials):
+            return
+        bucket = _bucket_of_network(ctx)
+        _, settled_at, _ = people.hold_password_tries(tx, bucket)
+        people.record_password_tries(tx, bucket, 0, network_settles_at(settled_at, ctx.now()), 0)
+
+    return count
+
+
+def _bucket_of_network(ctx: RequestContext) -> int:
+    return _NETWORK_BUCKETS + bucket_of(ctx.deployment, ctx.network.encode())
 
 
 def enter_failed_login(_tx: Transaction, _error: SnoseError) -> None:

@@ -383,6 +383,12 @@ def record_password_tries(  # what one try changes
     )
 
 
+def find_settling(tx: Transaction, bucket: int) -> datetime | None:
+    """Return when the wrong passwords of a bucket of networks are all forgotten; None where there never was one."""
+    at: datetime | None = tx.execute(select(_t.blocked_until).where(_t.bucket == bucket)).scalar_one_or_none()
+    return at
+
+
 def forget_guesses(tx: Transaction, bucket: int) -> None:
     """Begin at nothing for a new password: what was guessed at the old one is void."""
     tx.execute(update(tables.sign_in_tries).where(_t.bucket == bucket).values(guesses=0))

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.errors import TooManyAttempts
-from app.identity.attempts import Attempts
+from app.identity.attempts import Attempts, coded, coded_in_session, network_settles_at, refuse_network
 
 NOON = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
@@ -54,3 +54,32 @@ def test_a_clock_that_is_set_back_keeps_nobody_waiting(back: timedelta) -> None:
     ahead = Attempts().charged(NOON + back)
     assert ahead.charged(NOON) == Attempts(2, NOON)
     assert Attempts(12, NOON + back).charged(NOON).blocked_until == NOON + timedelta(seconds=30)
+
+
+def test_a_network_has_thirty_wrong_passwords_and_then_one_in_two_seconds() -> None:
+    """Nobody waits longer than for the next one, however many come; a clock that was ahead keeps nobody out (USR-10, EUB-15)."""
+    settled_at, looked_at, waits = None, 0, set()
+    for second in range(60):
+        now = NOON + timedelta(seconds=second)
+        for _ in range(60):
+            try:
+                refuse_network(settled_at, now)
+            except TooManyAttempts as refused:
+                waits.add(refused.retry_after)
+                break
+            settled_at, looked_at = network_settles_at(settled_at, now), looked_at + 1
+    assert looked_at == 30 + 29
+    assert waits <= {1, 2}
+    assert settled_at is not None
+    # Of a network that has been quiet, as of one that nobody knows, all thirty are looked at; so after a clock was set back.
+    for now in (settled_at, settled_at - timedelta(days=1)):
+        refuse_network(settled_at, now)
+        assert network_settles_at(settled_at, now) == now + timedelta(seconds=2)
+
+
+def test_wrong_codes_come_to_an_end() -> None:
+    """Ten in a sign-in, and a hundred in all (USR-10; G21)."""
+    assert (coded(99), coded_in_session(9)) == (100, 10)
+    for count, wrong in ((coded, 100), (coded_in_session, 10)):
+        with pytest.raises(TooManyAttempts):
+            count(wrong)
