@@ -293,6 +293,13 @@ class CommitmentDiffers(Conflict):
     advice = "Read the summary of the list again and compare the commitment."
 
 
+class ReviewOutdated(Conflict):
+    """The grants are not those that were looked at (USR-07)."""
+
+    code = "review_outdated"
+    title = "What was looked at has changed since"
+
+
 class SecondPersonRequired(Conflict):
     """The second step must be done by another person (rule F3)."""
 

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.api import (
+    access_reviews,
     accidents,
     allocations,
     clients,
@@ -65,6 +66,7 @@ DOORS: Final = (
     allocations.door,
     unblinding.door,
     accidents.door,
+    access_reviews.door,
     drills.door,
     third_party.door,
     interim.door,

@@ -48,6 +48,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
             Action.REVOKE_GRANT,
             Action.RECORD_TRAINING,
             Action.LIST_TRAININGS,
+            Action.LIST_OUTSTANDING_REVIEWS,
             Action.READ_SERVICE_TRAIL,
             Action.DECLARE_RECOVERY,
             Action.ROTATE_KEYS,
@@ -79,6 +80,8 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.READ_RECEIVERS,
         Action.REMOVE_RECEIVER,
         Action.READ_DELEGATIONS,
+        Action.READ_ACCESS_REVIEWS,
+        Action.SIGN_ACCESS_REVIEW,
     },
     Role.INVESTIGATOR: _EVERY_STUDY_ROLE
     | _READS_ALLOCATIONS
@@ -147,6 +150,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.READ_DISCLOSURES,
         Action.READ_RECEIVERS,
         Action.READ_DELEGATIONS,
+        Action.READ_ACCESS_REVIEWS,
     },
     Role.INSPECTOR: _EVERY_STUDY_ROLE
     | _READS_ALLOCATIONS
@@ -162,6 +166,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.READ_DISCLOSURES,
         Action.READ_RECEIVERS,
         Action.READ_DELEGATIONS,
+        Action.READ_ACCESS_REVIEWS,
         Action.EXPORT_TRAIL,
         Action.READ_SERVICE_TRAIL,
     },
@@ -270,6 +275,7 @@ ELEVATED: Final = frozenset(
         Action.CONFIRM_IDENTITY,
         Action.CONFIRM_OWN_IDENTITY,
         Action.CONFIRM_FACTOR_RECOVERY,
+        Action.SIGN_ACCESS_REVIEW,
         Action.ACTIVATE_SITE,
         Action.SET_STUDY_STATUS,
         Action.GENERATE_SCHEDULE,
@@ -331,6 +337,7 @@ SIGNING: Final[Mapping[Action, Meaning]] = {
     Action.ACTIVATE_SCHEDULE: Meaning.RESPONSIBILITY,
     Action.ACTIVATE_SITE: Meaning.RESPONSIBILITY,
     Action.SET_STUDY_STATUS: Meaning.RESPONSIBILITY,
+    Action.SIGN_ACCESS_REVIEW: Meaning.REVIEW,
     Action.BREAK_CODE: Meaning.RESPONSIBILITY,
     Action.ENTER_OPENING: Meaning.AUTHORSHIP,
     Action.UNBLIND_FOR_SAFETY: Meaning.RESPONSIBILITY,

@@ -104,6 +104,9 @@ class Settings(BaseSettings):
     session_idle_minutes: Annotated[
         int, Field(ge=5, le=60, description="minutes without an act after which a person's session is over")
     ] = 15
+    access_review_days: Annotated[
+        int, Field(ge=1, le=3660, description="days after which the access of a study's people is reviewed again")
+    ] = 180
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="port to listen on")] = 8000
     public_url: Annotated[
@@ -149,6 +152,10 @@ class Settings(BaseSettings):
     def session_idle(self) -> timedelta:
         """Return after which time without an act a person's session is over; never shorter than a second proof is fresh."""
         return timedelta(minutes=self.session_idle_minutes)
+
+    def access_review_period(self) -> timedelta:
+        """Return how long after an access review the next one is due."""
+        return timedelta(days=self.access_review_days)
 
     def password_max_age(self) -> timedelta | None:
         """Return the age at which a password has expired."""

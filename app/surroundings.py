@@ -51,6 +51,7 @@ def surroundings(
             second_factor_required=settings.second_factor_required,
             hashing_places=max(1, settings.threads // 2),
             provider_places=max(1, settings.threads // 4),
+            access_review_period=settings.access_review_period(),
             backup_contact=settings.backup_contact,
             public_url=settings.base_url(),
             relying_party=_relying_party(settings),

@@ -86,6 +86,7 @@ HONOURING_KEY: Final = frozenset(
         Action.GRANT_ROLE,
         Action.ADD_CLIENT_KEY,
         Action.RECORD_TRAINING,
+        Action.SIGN_ACCESS_REVIEW,
         Action.REGISTER_ISSUER,
         Action.CONFIRM_ISSUER,
         Action.LINK_IDENTITY,

@@ -165,6 +165,7 @@ _STORY: Final[Mapping[str, Any]] = {
     "grant_id": _ID,
     "session_id": _ID,
     "training_id": _ID,
+    "content_hash": _HASH,
     "next_cursor": None,
 }
 

@@ -26,6 +26,7 @@ from app.api.schemas import (
     StudyCodeField,
     StudyPath,
     Text,
+    Time,
 )
 from app.domain.words import Action, Role, SiteCode, StudyCode, Username
 from app.errors import WrongCredentials
@@ -261,6 +262,13 @@ class DelegationRead(Answer):
     deactivated_at: datetime | None = Field(examples=[None], description="when the account was switched off")
 
 
+class DelegationsRead(Page[DelegationRead]):
+    """A page of the delegation log, and when the access of those in it is to be reviewed."""
+
+    access_review_due_at: Time = Field(examples=["2027-05-21T09:14:03+00:00"])
+    is_access_review_overdue: bool = Field(examples=[False])
+
+
 class ClientRequest(Body):
     """A new machine client."""
 
@@ -439,9 +447,9 @@ def list_trainings(username: UsernamePath, ctx: Context) -> Page[TrainingRead]:
 @door.get("/studies/{study}/delegations", Action.READ_DELEGATIONS)
 def list_delegations(
     study: StudyPath, ctx: Context, at: LogAt = None, limit: Limit = 100, cursor: Cursor = None
-) -> Page[DelegationRead]:
+) -> DelegationsRead:
     """Read the delegation log of the study."""
-    return Page[DelegationRead].of(people.list_delegations(ctx, StudyCode(study), _moment(at), limit, cursor))
+    return DelegationsRead.of(people.list_delegations(ctx, StudyCode(study), _moment(at), limit, cursor))
 
 
 @door.post("/clients", Action.REGISTER_CLIENT, 201)

@@ -30,6 +30,7 @@ class Topic(StrEnum):
     """What a notice is about."""
 
     CODE_BREAK = "code_break.recorded"
+    ACCESS_REVIEW = "access_review.overdue"
 
 
 PAUSES: Final = (
@@ -83,13 +84,23 @@ class Notice:
         return canonical_json({"type": self.topic, "timestamp": self.at.isoformat(), "data": data}).decode()
 
 
-_WORDS: Final[Mapping[str, str]] = {Topic.CODE_BREAK: "The code of one subject was broken."}
+def overdue_review_body(at: datetime, study_code: StudyCode, mode: Mode, due_at: datetime) -> str:
+    """Return what is kept and sent when the review of a study's access is overdue (USR-07)."""
+    data = {"study_code": study_code, "mode": mode, "due_at": due_at.isoformat()}
+    return canonical_json({"type": Topic.ACCESS_REVIEW, "timestamp": at.isoformat(), "data": data}).decode()
+
+
+_WORDS: Final[Mapping[str, str]] = {
+    Topic.CODE_BREAK: "The code of one subject was broken.",
+    Topic.ACCESS_REVIEW: "The review of who has access to the study is overdue.",
+}
 _NAMES: Final[Mapping[str, str]] = {
     "study_code": "Study",
     "mode": "Deployment",
     "site_code": "Site",
     "subject_id": "Subject",
     "code_break_id": "Code break",
+    "due_at": "Due",
 }
 
 

@@ -42,6 +42,7 @@ class RecordKind(StrEnum):
     ERROR_MARK = "error_mark"
     KIT_RELEASE = "kit_release"
     KIT_DESTRUCTION = "kit_destruction"
+    ACCESS_REVIEW = "access_review"
 
 
 @dataclass(frozen=True, slots=True)

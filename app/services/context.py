@@ -50,6 +50,8 @@ class Limits:
     password_max_age: timedelta | None = None
     second_factor_required: bool = False
     """Whether a password alone opens no more than its owner's account (USR-09)."""
+    access_review_period: timedelta = timedelta(days=180)
+    """How long after an access review the next one is due."""
     hashing_places: int = PLACES
     """How many strangers may be busy with a password at a time; half of the threads, so that the rest are free for all else."""
     provider_places: int = 2

@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 
 from app.errors import SnoseError
+from app.services.access_reviews import tell_overdue
 from app.services.aside import put_aside_broken
 from app.services.audited import enter_by_service
 from app.services.checkpoints import INTERVAL
@@ -136,7 +137,14 @@ class Keeper:
 
         The comparison comes first: a log that does not continue gets no checkpoint, which would become the highest one.
         """
-        for step in (self._take_in_keys, self._compare, self._put_aside, self._enter_noise, self._publish):
+        for step in (
+            self._take_in_keys,
+            self._compare,
+            self._put_aside,
+            self._tell_overdue,
+            self._enter_noise,
+            self._publish,
+        ):
             try:
                 step()
             except _PASSING as error:
@@ -153,6 +161,10 @@ class Keeper:
     def _put_aside(self) -> None:
         """Put aside what code breaks could not, because somebody held the stock."""
         put_aside_broken(self._deployment)
+
+    def _tell_overdue(self) -> None:
+        """Put into the outbox which access reviews are overdue."""
+        tell_overdue(self._deployment)
 
     def _enter_noise(self) -> None:
         """Enter what unknown callers were refused, one entry for each network; what cannot be entered is counted again."""

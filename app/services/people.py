@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final, NoReturn
 from uuid import UUID
 
+from app.domain.access_reviews import due_at
 from app.domain.encoding import encode
 from app.domain.people import HeldGrant, Period, Principal
 from app.domain.words import (
@@ -69,7 +70,7 @@ from app.services.tries import (
     shown_bucket_of,
     try_password,
 )
-from app.storage import clients, passkeys, people, recoveries, studies
+from app.storage import access_reviews, clients, passkeys, people, recoveries, studies
 from app.storage import devices as device_rows
 from app.storage.database import Transaction
 from app.storage.people import Account, Credential, Delegation, RoleGrant, Training
@@ -184,6 +185,8 @@ class DelegationPage:
 
     items: Sequence[Delegation]
     next_cursor: str | None
+    access_review_due_at: datetime
+    is_access_review_overdue: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -731,7 +734,9 @@ def list_delegations(
         if len(found) > limit:
             last = found[limit - 1]
             following = pages.cursor_in_time(act, last.granted_at, last.grant_id, until, filters)
-        return DelegationPage(found[:limit], following)
+        [state] = access_reviews.list_states(act.tx, study)
+        due = due_at(state.reviewed_at, state.registered_at, act.deployment.limits.access_review_period)
+        return DelegationPage(found[:limit], following, due, due < act.now)
 
     return audited(ctx, Action.READ_DELEGATIONS, work, study=study)
 

@@ -13,12 +13,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from app.domain.access_reviews import due_at
 from app.domain.words import Mode
 from app.errors import AuditUnavailable, KeyUnavailable, SnoseError, UnsafeSetting
 from app.sealing.ring import KeyRing
 from app.services.enveloping import is_overdue
 from app.services.startup import Surroundings
-from app.storage import envelopes, keys, migrate, server, triggers
+from app.storage import access_reviews, envelopes, keys, migrate, server, triggers
 from app.storage.server import Server
 
 _MEND_KEY: Final = (
@@ -59,7 +60,30 @@ def weaknesses(around: Surroundings, url_file: Path | None = None) -> list[Findi
 
 
 def concerns(around: Surroundings, mode: Mode) -> list[Finding]:
-    """Return what is wrong with the code-break envelopes: none are made in live mode, or their files wait or are gone."""
+    """Return what is left to people: reviews that are overdue, and what is wrong with the code-break envelopes."""
+    return [*_of_reviews(around), *_of_envelopes(around, mode)]
+
+
+def _of_reviews(around: Surroundings) -> list[Finding]:
+    try:
+        with around.database.transaction() as tx:
+            states = access_reviews.list_states(tx)
+    except SnoseError:
+        # Told among the findings.
+        return []
+    period, now = around.limits.access_review_period, around.clock()
+    late = [one.study_code for one in states if due_at(one.reviewed_at, one.registered_at, period) < now]
+    return [
+        Finding(
+            f"The access review of {study_code} is overdue.",
+            f"Have a study administrator sign one: POST /v1/studies/{study_code}/access-reviews.",
+        )
+        for study_code in late
+    ]
+
+
+def _of_envelopes(around: Surroundings, mode: Mode) -> list[Finding]:
+    """Return what is wrong with them: none are made in live mode, or their files wait or are gone."""
     desk = around.desk
     if desk is None:
         off = Finding(

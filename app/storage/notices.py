@@ -137,6 +137,13 @@ def add_notice(tx: Transaction, study_id: UUID, notice_id: UUID, body: str, at: 
     tx.execute(insert(tables.notice).from_select(columns, posted))
 
 
+def is_posted(tx: Transaction, study_id: UUID, notice_id: UUID) -> bool:
+    """Return whether a notice of this id was put into the outbox, for any receiver."""
+    return (
+        tx.execute(select(_n.receiver_id).where(_n.study_id == study_id, _n.notice_id == notice_id)).first() is not None
+    )
+
+
 def find_next_try(tx: Transaction) -> datetime | None:
     """Return when the next notice of any study is due; None when none waits."""
     query = select(_n.study_id, _n.next_try_at).where(_IS_WAITING).order_by(_n.next_try_at).limit(1)

@@ -128,7 +128,7 @@ _of_sign_in = _f.session_id == func.coalesce(_s.sign_in_id, _s.session_id)
 _used_at = func.coalesce(_f.used_at, _f.issued_at)
 
 
-def _is_trained(at: Any, on: Any) -> ColumnElement[bool]:  # noqa: ANN401  # a value, or the place of one
+def is_trained(at: Any, on: Any) -> ColumnElement[bool]:  # noqa: ANN401  # a value, or the place of one
     """Return whether a grant needs no training, or its holder has one for the study, on record and valid at the moment."""
     return or_(
         _g.needs_training.is_not(True),
@@ -162,7 +162,7 @@ _FIND_SESSION: Final = (
         _g.study_code,
         _g.site_code,
         _g.ends_at,
-        _is_trained(bindparam("now"), bindparam("today")).label("is_trained"),
+        is_trained(bindparam("now"), bindparam("today")).label("is_trained"),
     )
     .select_from(
         tables.session.join(_first, _of_sign_in)
@@ -634,7 +634,7 @@ def _held_at(at: datetime) -> tuple[ColumnElement[bool], ...]:
         func.coalesce(_g.starts_at, _g.granted_at) <= at,
         or_(_g.ends_at.is_(None), _g.ends_at > at),
         or_(_g.revoked_at.is_(None), _g.revoked_at > at),
-        _is_trained(at, at.date()),
+        is_trained(at, at.date()),
     )
 
 

@@ -627,6 +627,15 @@ drill = _of_study(
     PrimaryKeyConstraint("study_id", "drill_id"),
     Index(None, "study_id", "site_code", "username"),
 )
+access_review = _of_study(
+    "access_review",
+    _id("review_id"),
+    _time("reviewed_at"),
+    _text("reviewed_by"),
+    _text("content_hash"),
+    _text("lines"),
+    PrimaryKeyConstraint("study_id", "review_id"),
+)
 safety_unblinding = _of_study(
     "safety_unblinding",
     _id("safety_unblinding_id"),

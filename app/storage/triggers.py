@@ -11,6 +11,7 @@ from sqlalchemy import text
 from app.storage.database import Transaction
 
 UPDATES: Final = {
+    "access_review": "no_update",
     "allocation": "fixed rotation",
     "arm": "no_update",
     "code_break": "fixed once status",

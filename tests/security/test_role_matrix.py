@@ -69,6 +69,7 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
     "deactivate_client": ADMIN,
     "register_issuer": ADMIN,
     "confirm_issuer": ADMIN,
+    "list_outstanding_reviews": ADMIN,
     "list_issuers": ADMIN,
     "revoke_issuer": ADMIN,
     "link_identity": ADMIN,
@@ -130,6 +131,9 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
     "link_duplicate": FLAGGING,
     "break_code": BREAKING,
     "list_code_breaks": READERS | SAFETY,
+    "read_current_access": STUDY_ADMIN | {Role.MONITOR, Role.INSPECTOR},
+    "sign_access_review": STUDY_ADMIN,
+    "list_access_reviews": STUDY_ADMIN | {Role.MONITOR, Role.INSPECTOR},
     "drill": frozenset({Role.INVESTIGATOR}),
     "list_drills": STUDY_ADMIN | {Role.MONITOR, Role.INSPECTOR, Role.INVESTIGATOR},
     "add_narrative": BREAKING,
@@ -187,6 +191,7 @@ OWN: Final = frozenset(
 STEP_UP: Final = frozenset(
     {
         "confirm_issuer",
+        "sign_access_review",
         "confirm_identity",
         "confirm_recovery",
         "activate_site",

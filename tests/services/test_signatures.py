@@ -28,8 +28,8 @@ MARK: Final = {"category": "ineligible", **REASON}
 BREAK: Final = {"subject_id": "01-0001", "reason_code": "overdose"}
 THIRD: Final = f"{S}/third-party-unblindings"
 INTERIMS: Final = f"{S}/interim-unblinding-requests"
-ELSEWHERE: Final = {Action.ENTER_OPENING}
-"""Signed, and looked at where there are envelopes (`test_envelopes.py`)."""
+ELSEWHERE: Final = {Action.ENTER_OPENING, Action.SIGN_ACCESS_REVIEW}
+"""Signed, and looked at where there are envelopes, and reviews (`test_envelopes.py`, `test_access_reviews.py`)."""
 
 
 def rows(study: RunningStudy) -> list[Any]:
@@ -381,4 +381,4 @@ def test_the_meaning_of_an_act_that_is_not_signed(house: House) -> None:
     digest = token_digest_of(study.study_admin.token())
     ctx = RequestContext(house.deployment, Action.READ_STUDY, digest, "request", "unknown")
     door.audited(ctx, Action.READ_STUDY, work, study=StudyCode(STUDY))
-    assert Meaning("review") not in SIGNING.values()
+    assert [action for action, meaning in SIGNING.items() if meaning is Meaning.REVIEW] == [Action.SIGN_ACCESS_REVIEW]

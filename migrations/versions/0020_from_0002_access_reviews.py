@@ -1,0 +1,59 @@
+"""Access reviews: a table of their own, to which rows are only added (USR-07)."""
+
+from typing import Final
+
+import sqlalchemy as sa
+from alembic import op
+
+revision: Final = "0020_from_0002"
+down_revision: Final[str | None] = "0019_from_0002"
+branch_labels: Final = None
+depends_on: Final = None
+
+_TABLE: Final = "access_review"
+_REFUSED: Final = {
+    "no_delete": ("DELETE", "no row is ever deleted"),
+    "no_update": ("UPDATE", "no row is ever changed"),
+}
+_NO_REPLACE: Final = """
+    CREATE TRIGGER "access_review_no_replace" BEFORE INSERT ON "access_review"
+    WHEN EXISTS (SELECT 1 FROM "access_review" WHERE "rowid" = NEW."rowid")
+    OR EXISTS (SELECT 1 FROM "access_review" WHERE "study_id" = NEW."study_id" AND "review_id" = NEW."review_id")
+    BEGIN SELECT RAISE(ABORT, 'access_review: this row is there already'); END
+"""
+
+
+def upgrade() -> None:
+    """Make the table, and let the database refuse whatever is no new row (as 0002 does for the others)."""
+    op.create_table(
+        _TABLE,
+        sa.Column("study_id", sa.Uuid(), nullable=False),
+        sa.Column("review_id", sa.Uuid(), nullable=False),
+        sa.Column("reviewed_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("reviewed_by", sa.Text(), nullable=False),
+        sa.Column("content_hash", sa.Text(), nullable=False),
+        sa.Column("lines", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["study_id"], ["study.study_id"], name=op.f("fk_access_review_study")),
+        sa.PrimaryKeyConstraint("study_id", "review_id", name=op.f("pk_access_review")),
+    )
+    if op.get_bind().dialect.name == "postgresql":
+        for name, (act, message) in (_REFUSED | {"no_truncate": ("TRUNCATE", "no row is ever deleted")}).items():
+            op.execute(
+                f'CREATE TRIGGER "{_TABLE}_{name}" BEFORE {act} ON "{_TABLE}" FOR EACH STATEMENT '
+                f"EXECUTE FUNCTION snose_refuse('{message}')"
+            )
+            op.execute(f'ALTER TABLE "{_TABLE}" ENABLE ALWAYS TRIGGER "{_TABLE}_{name}"')
+        return
+    for name, (act, message) in _REFUSED.items():
+        op.execute(
+            f'CREATE TRIGGER "{_TABLE}_{name}" BEFORE {act} ON "{_TABLE}" '
+            f"BEGIN SELECT RAISE(ABORT, '{_TABLE}: {message}'); END"
+        )
+    op.execute(_NO_REPLACE)
+
+
+def downgrade() -> None:
+    """Take the table away; its triggers go with it."""
+    if op.get_bind().scalar(sa.text("SELECT count(*) FROM access_review, deployment WHERE NOT is_demo")):
+        raise RuntimeError("Reviews were signed: without this table they are lost. Restore a backup instead.")
+    op.drop_table(_TABLE)
