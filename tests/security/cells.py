@@ -69,6 +69,7 @@ CELLS: Final[Mapping[str, Cells]] = {
         "200 items(action actor after at before client index leaf_hash outcome request_id role segment "
         "target) next_cursor"
     ),
+    "confirm_recovery": Cells(_EMPTY),
     "declare_recovery": Cells(_EMPTY),
     "register_study": Cells(_EMPTY),
     "read_study": Cells(
