@@ -33,7 +33,7 @@ _NOTHING: Final = "200 items next_cursor"
 _STATE: Final = "409 illegal_transition"
 _BY: Final = "signatures(meaning printed_name role signed_at stands username)"
 _RECEIPT: Final = "receipt(leaf_hash log_index)"
-_FLAGS: Final = "flags(accidentally_unblinded_at duplicate_of error_mark unblinded_at)"
+_FLAGS: Final = "flags(accidentally_unblinded_at duplicate_of error_mark safety_unblinded_at unblinded_at)"
 
 CELLS: Final[Mapping[str, Cells]] = {
     "register_person": Cells(_EMPTY),
@@ -73,9 +73,9 @@ CELLS: Final[Mapping[str, Cells]] = {
     "declare_recovery": Cells(_EMPTY),
     "register_study": Cells(_EMPTY),
     "read_study": Cells(
-        "200 arms(arm_code label ratio treatment) backup_contact blinding factors further_kits_after_break "
-        f"is_signed mode planned_subjects registered_at {_BY} status stock_floor stratify_by_site study_code "
-        "title"
+        "200 arms(arm_code label ratio treatment) backup_contact blinding exempt_events factors "
+        "further_kits_after_break is_signed mode planned_subjects registered_at safety_unblinding_shown "
+        f"{_BY} status stock_floor stratify_by_site study_code title"
     ),
     "add_site": Cells(_EMPTY, closed="409 already_exists"),
     "list_sites": Cells(f"200 items(added_at is_active is_signed name {_BY} site_code timezone) next_cursor"),
@@ -268,9 +268,16 @@ CELLS: Final[Mapping[str, Cells]] = {
     "export_trail": Cells("200 application/x-ndjson"),
     "read_restricted": Cells(_MISSING),
     "list_delegations": Cells(
-        "200 items(deactivated_at display_name ends_at grant_id granted_at granted_by is_machine revoked_at "
-        "revoked_by role site_code starts_at username) next_cursor"
+        "200 access_review_due_at is_access_review_overdue items(deactivated_at display_name ends_at grant_id granted_at "
+        "granted_by is_machine revoked_at revoked_by role site_code starts_at username) next_cursor"
     ),
+    "read_current_access": Cells(
+        "200 content_hash due_at is_overdue items(display_name ends_at grant_id granted_at granted_by is_machine "
+        "last_sign_in_at last_used_at role site_code starts_at training username) last_reviewed_at"
+    ),
+    "sign_access_review": Cells(_EMPTY, closed="409 review_outdated"),
+    "list_access_reviews": Cells(_NOTHING),
+    "list_outstanding_reviews": Cells("200 items(due_at is_overdue last_reviewed_at study_code to_revoke) next_cursor"),
     "read_disclosures": Cells(
         "200 items(action actor at client in_words index leaf_hash learnt log organisation outcome proof role "
         "section segment target) next_cursor not_shown subject_id"

@@ -93,6 +93,7 @@ class WholePlay(Play):
         self.unblind_more()
         self.open_an_envelope()
         self.have_somebody_told()
+        self.review_access()
         self.administer()
         self.misuse_lists()
         self.pack_and_import()
@@ -175,6 +176,15 @@ class WholePlay(Play):
             self.tell(self.who(Role.MONITOR), "GET", path)
             for one in self.tell(admin, "GET", path).json()["items"]:
                 self.tell(admin, "DELETE", f"{path}/{one[f'{kind}_id']}")
+
+    def review_access(self) -> None:
+        """Have the study administrator look at who holds what, and sign for it: for something else first, then for that."""
+        admin, reviews = self.who(Role.STUDY_ADMIN), f"{self.study}/access-reviews"
+        current = self.tell(admin, "GET", f"{reviews}/current").json()
+        decisions = [{"grant_id": one["grant_id"], "verdict": "keep"} for one in current["items"]]
+        for content_hash in ("0" * 64, current["content_hash"]):
+            body = {"content_hash": content_hash, "decisions": decisions}
+            self.tell(admin, "POST", reviews, body, step_up=True)
 
     def read_restricted(self, who: Person, action: Action) -> None:
         """Have somebody open the restricted part of the first entry of an action."""
