@@ -64,6 +64,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.ACTIVATE_SITE,
         Action.SET_STUDY_STATUS,
         Action.ACTIVATE_SCHEDULE,
+        Action.READ_RECALLS,
         Action.READ_CODE_BREAKS,
         Action.RECORD_ACCIDENT,
         Action.READ_ACCIDENTS,
@@ -94,6 +95,8 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.BREAK_CODE,
         Action.ADD_NARRATIVE,
         Action.REQUEST_THIRD_PARTY,
+        Action.READ_RECALLS,
+        Action.READ_CALL_BACKS,
         Action.READ_CODE_BREAKS,
         Action.RECORD_ACCIDENT,
         Action.READ_ACCIDENTS,
@@ -110,6 +113,8 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.ALLOCATE,
         Action.CORRECT_STRATA,
         Action.LINK_DUPLICATE,
+        Action.READ_RECALLS,
+        Action.READ_CALL_BACKS,
         Action.READ_CODE_BREAKS,
         Action.RECORD_ACCIDENT,
         Action.READ_ACCIDENTS,
@@ -130,6 +135,8 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.RETURN_KIT,
         Action.REPORT_LOSS,
         Action.REPORT_DAMAGE,
+        Action.READ_RECALLS,
+        Action.READ_CALL_BACKS,
         Action.READ_CODE_BREAKS,
         Action.RECORD_ACCIDENT,
         Action.READ_ACCIDENTS,
@@ -140,6 +147,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
     Role.MONITOR: _EVERY_STUDY_ROLE
     | _READS_ALLOCATIONS
     | {
+        Action.READ_RECALLS,
         Action.READ_CODE_BREAKS,
         Action.RECORD_ACCIDENT,
         Action.READ_ACCIDENTS,
@@ -155,6 +163,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
     Role.INSPECTOR: _EVERY_STUDY_ROLE
     | _READS_ALLOCATIONS
     | {
+        Action.READ_RECALLS,
         Action.READ_CODE_BREAKS,
         Action.READ_ACCIDENTS,
         Action.READ_THIRD_PARTY,
@@ -202,11 +211,16 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
         Action.RELEASE_PACKING_LIST,
         Action.RELEASE_INTERIM,
         Action.READ_INTERIMS,
+        Action.RELEASE_RECALL,
+        Action.READ_RECALLS,
         Action.RELEASE_FINAL_UNBLINDING,
         Action.READ_TRAIL,
     },
     Role.SUPPLY_MANAGER: _EVERY_STUDY_ROLE
     | {
+        Action.START_RECALL,
+        Action.RELEASE_RECALL,
+        Action.READ_RECALLS,
         Action.CREATE_CONSIGNMENT,
         Action.REQUEST_PACKING_LIST,
         Action.RELEASE_PACKING_LIST,
@@ -301,6 +315,8 @@ ELEVATED: Final = frozenset(
         Action.OPEN_FOR_THIRD_PARTY,
         Action.REQUEST_INTERIM,
         Action.RELEASE_INTERIM,
+        Action.START_RECALL,
+        Action.RELEASE_RECALL,
         Action.REQUEST_FINAL_UNBLINDING,
         Action.RELEASE_FINAL_UNBLINDING,
         Action.READ_RESTRICTED,
@@ -322,6 +338,7 @@ SPENDING: Final = frozenset(
         Action.OPEN_FOR_THIRD_PARTY,
         Action.RELEASE_PACKING_LIST,
         Action.RELEASE_INTERIM,
+        Action.RELEASE_RECALL,
         Action.RELEASE_FINAL_UNBLINDING,
         Action.READ_PREPARATION,
         Action.READ_RESTRICTED,
@@ -345,6 +362,8 @@ SIGNING: Final[Mapping[Action, Meaning]] = {
     Action.OPEN_FOR_THIRD_PARTY: Meaning.RESPONSIBILITY,
     Action.REQUEST_INTERIM: Meaning.RESPONSIBILITY,
     Action.RELEASE_INTERIM: Meaning.APPROVAL,
+    Action.START_RECALL: Meaning.RESPONSIBILITY,
+    Action.RELEASE_RECALL: Meaning.APPROVAL,
     Action.REQUEST_FINAL_UNBLINDING: Meaning.RESPONSIBILITY,
     Action.RELEASE_FINAL_UNBLINDING: Meaning.APPROVAL,
     Action.RELEASE_PACKING_LIST: Meaning.APPROVAL,

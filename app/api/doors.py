@@ -53,6 +53,7 @@ REVEALING: Final = frozenset(
         Action.RELEASE_PACKING_LIST,
         Action.RELEASE_SHEETS,
         Action.RELEASE_INTERIM,
+        Action.RELEASE_RECALL,
         Action.RELEASE_FINAL_UNBLINDING,
         Action.READ_PREPARATION,
         Action.READ_RESTRICTED,
@@ -130,6 +131,7 @@ HONOURING_KEY: Final = frozenset(
         Action.DRILL,
         Action.ENTER_OPENING,
         Action.REQUEST_INTERIM,
+        Action.START_RECALL,
         Action.REQUEST_FINAL_UNBLINDING,
     }
 )

@@ -14,6 +14,7 @@ from app.sealing.recipients import decrypt_with
 from app.services.consignments import packing_list_info
 from app.services.envelopes import sheets_info
 from app.services.interim import interim_info
+from app.services.recalls import recall_info
 from app.services.unblinding import final_package_info
 
 command = typer.Typer()
@@ -35,10 +36,10 @@ def open_(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Open what was encrypted to you: a final or interim package, a consignment's packing list, or its sheets; unblinded."""
+    """Open what was encrypted to you: packages, lists of recalled kits, packing lists and sheets; unblinded."""
     code = StudyCode(study)
     if consignment is None:
-        purposes = [final_package_info(code), interim_info(code)]
+        purposes = [final_package_info(code), interim_info(code), recall_info(code)]
     else:
         purposes = [make(code, ConsignmentCode(consignment)) for make in (packing_list_info, sheets_info)]
     private_key = read_private_file(recipient_key, "recipient key", _LONGEST_KEY).decode("ascii", "replace").strip()

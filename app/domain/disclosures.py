@@ -53,6 +53,7 @@ REVEALING: Final = frozenset(
         Action.OPEN_FOR_THIRD_PARTY,
         Action.READ_PREPARATION,
         Action.RELEASE_PACKING_LIST,
+        Action.RELEASE_RECALL,
         Action.RELEASE_INTERIM,
         Action.RELEASE_FINAL_UNBLINDING,
     }
@@ -109,6 +110,12 @@ _OPENED: Final[Mapping[str, Told]] = {
     Action.RELEASE_PACKING_LIST: Told(
         Learnt.TREATMENT, "received the packing list, which tells the treatment in the subject's kits"
     ),
+    Action.START_RECALL: Told(
+        Learnt.SEALED, "called consignments back, for which the service may have opened kits in memory"
+    ),
+    Action.RELEASE_RECALL: Told(
+        Learnt.TREATMENT, "received the list of recalled kits, which tells the treatment in those that are on it"
+    ),
     Action.RELEASE_SHEETS: Told(
         Learnt.SEALED, "received the codes of the code-break envelopes, which open none without the desk's key"
     ),
@@ -149,6 +156,7 @@ LISTING: Final = frozenset(
     {
         Action.LIST_ALLOCATIONS,
         Action.READ_WORKLIST,
+        Action.READ_CALL_BACKS,
         Action.READ_CODE_BREAKS,
         Action.READ_ACCIDENTS,
         Action.READ_UNBLINDING_LOG,

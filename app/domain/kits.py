@@ -5,7 +5,7 @@
 
 - *Missing* is what was not in the parcel. While other codes of the parcel are still open it may yet be received like them; found
   after the parcel was complete it is only put aside (``receive_late``): a kit that joined an assignable consignment one by one
-  would be an oracle (rule B6).
+  would be an oracle (rule B6). So is everything of a parcel that was called back on its way.
 - *Quarantined* from stock or from a subject, at once and by the site (KIT-05, 06); released, by the supply manager alone, to where
   it was. A kit whose code was broken before anybody was given it is put aside too (``break_code``), wherever it was.
 - *Replaced*, *damaged*, *lost* end a kit's use; what is replaced when damaged or lost stays so. A lost kit that turns up is
@@ -71,7 +71,7 @@ _K = KitStatus
 STEPS: Final[Mapping[Step, Mapping[KitStatus, KitStatus]]] = {
     Step.DISPATCH: {_K.REGISTERED: _K.DISPATCHED},
     Step.RECEIVE: {_K.DISPATCHED: _K.IN_STOCK, _K.MISSING: _K.IN_STOCK},
-    Step.RECEIVE_LATE: {_K.MISSING: _K.QUARANTINED},
+    Step.RECEIVE_LATE: {_K.MISSING: _K.QUARANTINED, _K.DISPATCHED: _K.QUARANTINED},
     Step.REPORT_MISSING: {_K.DISPATCHED: _K.MISSING},
     Step.ASSIGN: {_K.IN_STOCK: _K.ASSIGNED},
     Step.DISPENSE: {_K.ASSIGNED: _K.DISPENSED},
@@ -134,17 +134,51 @@ def status_after_replacement(status: KitStatus, reason: ReplacementReason) -> Ki
     return next_status(status, Step.REPLACE)
 
 
-def is_usable(status: KitStatus, consignment_status: ConsignmentStatus, unusable_from: date, day_at_site: date) -> bool:
+def is_usable(
+    status: KitStatus,
+    consignment_status: ConsignmentStatus,
+    unusable_from: date,
+    day_at_site: date,
+    *,
+    is_recalled: bool = False,
+) -> bool:
     """Return the one thing that a site is told of a kit beside its status (rule B11).
 
     In stock: it may be assigned, because its consignment is assignable. With a subject: it may be used. From the consignment's date
-    on nothing of it is usable, assigned or not.
+    on nothing of it is usable, assigned or not; nor from the moment on at which the consignment was called back.
     """
-    if day_at_site >= unusable_from:
+    if is_recalled or day_at_site >= unusable_from:
         return False
     if status is KitStatus.IN_STOCK:
         return consignment_status is ConsignmentStatus.ASSIGNABLE
     return status in {KitStatus.ASSIGNED, KitStatus.DISPENSED}
+
+
+# -- recalls -----------------------------------------------------------------------------------------------------------
+
+
+class ToDo(StrEnum):
+    """What a site does with a kit that is called back."""
+
+    CALL_BACK = "call_back"
+    """From its subject."""
+    PUT_ASIDE = "put_aside"
+
+
+TO_DO_IN_RECALL: Final[Mapping[KitStatus, ToDo]] = {
+    _K.DISPATCHED: ToDo.PUT_ASIDE,
+    _K.IN_STOCK: ToDo.PUT_ASIDE,
+    _K.ASSIGNED: ToDo.PUT_ASIDE,
+    _K.DISPENSED: ToDo.CALL_BACK,
+    # One that another kit stands in for may still be with its subject.
+    _K.REPLACED: ToDo.CALL_BACK,
+}
+"""What is still to be done, by status; a kit of any other is back, aside or accounted for."""
+
+
+def to_do_in_recall(status: KitStatus) -> ToDo:
+    """Return what a site has to do with a recalled kit of a status in ``TO_DO_IN_RECALL``."""
+    return TO_DO_IN_RECALL[status]
 
 
 # -- imports -----------------------------------------------------------------------------------------------------------

@@ -10,10 +10,9 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Network, ip_address, ip_network
 from typing import Final
 from urllib.parse import urlsplit
-from uuid import UUID
 
 from app.domain.encoding import canonical_json
-from app.domain.words import Mode, SiteCode, StudyCode, SubjectId
+from app.domain.words import Mode, StudyCode
 from app.errors import Invalid
 
 
@@ -31,6 +30,7 @@ class Topic(StrEnum):
 
     CODE_BREAK = "code_break.recorded"
     ACCESS_REVIEW = "access_review.overdue"
+    RECALL = "recall.started"
 
 
 PAUSES: Final = (
@@ -67,20 +67,12 @@ class Notice:
     at: datetime
     study_code: StudyCode
     mode: Mode
-    site_code: SiteCode | None
-    subject_id: SubjectId | None
-    """None for a kit that nobody was given."""
-    code_break_id: UUID
+    about: Mapping[str, str | None]
+    """Site, subject (None for a kit that nobody was given) and the id of what happened, as far as the topic has them."""
 
     def body(self) -> str:
         """Return it as the JSON that is kept, and sent to a webhook (Standard Webhooks: type, timestamp, data)."""
-        data = {
-            "study_code": self.study_code,
-            "mode": self.mode,
-            "site_code": self.site_code,
-            "subject_id": self.subject_id,
-            "code_break_id": str(self.code_break_id),
-        }
+        data = {"study_code": self.study_code, "mode": self.mode, **self.about}
         return canonical_json({"type": self.topic, "timestamp": self.at.isoformat(), "data": data}).decode()
 
 
@@ -93,6 +85,7 @@ def overdue_review_body(at: datetime, study_code: StudyCode, mode: Mode, due_at:
 _WORDS: Final[Mapping[str, str]] = {
     Topic.CODE_BREAK: "The code of one subject was broken.",
     Topic.ACCESS_REVIEW: "The review of who has access to the study is overdue.",
+    Topic.RECALL: "Consignments are called back: each site finds its kits on its list of call-backs.",
 }
 _NAMES: Final[Mapping[str, str]] = {
     "study_code": "Study",
@@ -101,6 +94,7 @@ _NAMES: Final[Mapping[str, str]] = {
     "subject_id": "Subject",
     "code_break_id": "Code break",
     "due_at": "Due",
+    "recall_id": "Recall",
 }
 
 

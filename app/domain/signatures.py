@@ -37,6 +37,7 @@ class RecordKind(StrEnum):
     THIRD_PARTY_OPENING = "third_party_opening"
     INTERIM_UNBLINDING = "interim_unblinding"
     FINAL_UNBLINDING = "final_unblinding"
+    RECALL = "recall"
     PACKING_LIST = "packing_list"
     TRAIL_EXPORT = "trail_export"
     ERROR_MARK = "error_mark"

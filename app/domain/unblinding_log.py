@@ -57,6 +57,12 @@ UNBLINDINGS: Final[Mapping[str, Unblinding]] = {
         "everybody else; it names kits and no subjects",
         _TWO_PEOPLE,
     ),
+    Action.RELEASE_RECALL: Unblinding(
+        "recall",
+        "who released the list of kits, or who holds the key that it was encrypted to",
+        "everybody else, sites included: whole consignments are called back; the list names kits and no subjects",
+        _TWO_PEOPLE,
+    ),
     Action.READ_PREPARATION: Unblinding("preparation", "the unblinded pharmacist", _ALL_OTHERS, _OWN_FACTOR),
 }
 """Acts by which a treatment becomes known; an index finds their entries, and knows them by these words."""

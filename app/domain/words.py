@@ -282,6 +282,10 @@ class Action(StrEnum):
     READ_INTERIMS = "interim_unblinding:list"
     READ_UNBLINDING_LOG = "unblinding_log:read"
     READ_RESIDUAL = "residual_inference:read"
+    START_RECALL = "recall:create"
+    RELEASE_RECALL = "recall:release"
+    READ_RECALLS = "recall:list"
+    READ_CALL_BACKS = "recall:read_call_backs"
     REQUEST_FINAL_UNBLINDING = "final_unblinding:request"
     RELEASE_FINAL_UNBLINDING = "final_unblinding:release"
     # notices

@@ -245,6 +245,8 @@ def _concerns(body: Mapping[str, Any], about: _Subject, whose: SubjectKey | None
     if action == Action.RELEASE_INTERIM and "data_cut_at" in (body["after"] or {}):
         # Who was allocated after the cut is not in the package.
         return about.allocated_at <= datetime.fromisoformat(body["after"]["data_cut_at"])
+    if "consignment_codes" in (body["after"] or {}):
+        return not about.consignment_codes.isdisjoint(body["after"]["consignment_codes"])
     if "consignment_code" in target:
         return target["consignment_code"] in about.consignment_codes
     if action == Action.BREAK_CODE:

@@ -194,7 +194,7 @@ def _today(act: Act, allocation: Allocation) -> date:
 
 
 def _is_usable(kit: KitRow, today: date) -> bool:
-    return is_usable(kit.status, kit.consignment_status, kit.unusable_from, today)
+    return is_usable(kit.status, kit.consignment_status, kit.unusable_from, today, is_recalled=kit.is_recalled)
 
 
 # -- a kit for a subject -----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ that was sent by a process that died before it could say so is sent again, under
 """
 
 import json
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from email.message import EmailMessage
 from email.utils import format_datetime
@@ -42,8 +43,18 @@ def tell_of_break(act: Act, code_break_id: UUID, site_code: SiteCode | None, sub
 
     An outbox that cannot be written stands before no treatment: that is told in the service's output and in the entry (rule D6).
     """
+    about = {"site_code": site_code, "subject_id": subject_id, "code_break_id": str(code_break_id)}
+    _tell(act, Topic.CODE_BREAK, about)
+
+
+def tell_of_recall(act: Act, recall_id: UUID) -> None:
+    """Put into the outbox, in this transaction, that consignments are called back; no lot, kit or subject."""
+    _tell(act, Topic.RECALL, {"recall_id": str(recall_id)})
+
+
+def _tell(act: Act, topic: Topic, about: Mapping[str, str | None]) -> None:
     deployment, study = act.deployment, act.study
-    notice = Notice(Topic.CODE_BREAK, act.now, study.study_code, deployment.mode, site_code, subject_id, code_break_id)
+    notice = Notice(topic, act.now, study.study_code, deployment.mode, about)
     try:
         with act.tx.dispensable():
             notices.add_notice(act.tx, study.study_id, deployment.new_id(), notice.body(), act.now)

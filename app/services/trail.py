@@ -66,6 +66,7 @@ _ABOUT_SUBJECTS: Final = frozenset(
         Action.READ_SAFETY_UNBLINDINGS,
         Action.READ_UNBLINDING_LOG,
         Action.READ_WORKLIST,
+        Action.READ_CALL_BACKS,
         Action.READ_SUBJECT_KITS,
         Action.ASSIGN_KIT,
         Action.DISPENSE_KIT,
@@ -101,6 +102,7 @@ _OF_LISTS: Final = frozenset(
         Action.REJECT_SCHEDULE,
         Action.ACTIVATE_SCHEDULE,
         Action.CREATE_CONSIGNMENT,
+        Action.START_RECALL,
         Action.DISPATCH_CONSIGNMENT,
         Action.RECEIVE_CONSIGNMENT,
     }

@@ -48,7 +48,9 @@ CHANGEABLE: Final = {
     "stratum": ("allocated",),
     "schedule_stratum": ("first_ordinal",),
     "slot": ("sealed", "key_version"),
-    "consignment": ("site_code", "status", "dispatched_at", "assignable_at", "withdrawn_at", "sheets_released_at"),
+    "consignment": (
+        *("site_code", "status", "dispatched_at", "assignable_at", "withdrawn_at", "sheets_released_at", "recall_id"),
+    ),
     "kit": ("site_code", "status", "sealed", "key_version"),
     "allocation": ("sealed_binding", "key_version"),
     "kit_assignment": ("dispensed_at", "dispensed_by", "sealed_binding", "key_version"),

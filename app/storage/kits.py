@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
+from app.domain.kits import TO_DO_IN_RECALL
 from app.domain.sealed import Sealed
 from app.domain.words import ConsignmentCode, ConsignmentStatus, KitCode, KitStatus, SiteCode, SubjectId, SubjectKey
 from app.errors import AlreadyExists, IntegrityBroken, Missing
@@ -161,6 +162,8 @@ class KitRow:
     site_code: SiteCode | None
     status: KitStatus
     unusable_from: date
+    is_recalled: bool
+    """Whether its consignment was called back: then nothing of it is used any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +204,7 @@ _KIT_COLUMNS: Final = (
     _k.consignment_id,
     _c.consignment_code,
     _c.status.label("consignment_status"),
+    _c.recall_id,
     _k.site_code,
     _k.status,
     _c.unusable_from,
@@ -268,6 +272,7 @@ def _kit(row: Row[Any]) -> KitRow:
         row.site_code,
         KitStatus(row.status),
         row.unusable_from,
+        row.recall_id is not None,
     )
 
 
@@ -370,6 +375,7 @@ class Consignment:
     status: ConsignmentStatus
     kit_count: int
     unusable_from: date
+    recall_id: UUID | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,6 +431,27 @@ def lock_consignment(tx: Transaction, study_id: UUID, consignment_code: Consignm
 def _consignment(row: Row[Any]) -> Consignment:
     values = {name: getattr(row, name) for name in Consignment.__dataclass_fields__}
     return Consignment(**(values | {"status": ConsignmentStatus(row.status)}))
+
+
+def list_consignments(tx: Transaction, study_id: UUID) -> list[Consignment]:
+    """Return every consignment of a study in the order of their codes."""
+    query = select(*(_c[name] for name in Consignment.__dataclass_fields__)).where(_c.study_id == study_id)
+    return [_consignment(row) for row in tx.execute(query.order_by(_c.consignment_code))]
+
+
+def record_recall(
+    tx: Transaction, study_id: UUID, consignment_codes: Sequence[ConsignmentCode], recall_id: UUID, at: datetime
+) -> None:
+    """Call consignments back that are locked, each as a whole and for ever; what was not withdrawn before is so from now on."""
+    tx.execute(
+        update(tables.consignment)
+        .where(_c.study_id == study_id, _c.consignment_code.in_(consignment_codes))
+        .values(
+            recall_id=recall_id,
+            status=ConsignmentStatus.WITHDRAWN.value,
+            withdrawn_at=func.coalesce(_c.withdrawn_at, at),
+        )
+    )
 
 
 def list_known_codes(tx: Transaction, study_id: UUID, kit_codes: Iterable[KitCode]) -> set[KitCode]:
@@ -617,6 +644,37 @@ def list_waiting(
         query = query.where((_ka.assigned_at > at) | ((_ka.assigned_at == at) & (_k.kit_code > kit_code)))
     rows = tx.execute(query.order_by(_ka.assigned_at, _k.kit_code).limit(limit))
     return [Waiting(row.subject_id, row.kit_code, row.assigned_at, row.visit) for row in rows]
+
+
+class Recalled(NamedTuple):
+    """A kit of a recalled consignment, and whose it is."""
+
+    kit_code: KitCode
+    consignment_code: ConsignmentCode
+    status: KitStatus
+    subject_id: SubjectId | None
+
+
+def list_recalled(
+    tx: Transaction, study_id: UUID, site_code: SiteCode, after: KitCode | None, limit: int
+) -> list[Recalled]:
+    """Return the kits of a site that are called back and neither back nor put aside, in the order of their codes."""
+    query = (
+        select(_k.kit_code, _c.consignment_code, _k.status, _a.subject_id)
+        .join_from(tables.kit, tables.consignment, _OF_CONSIGNMENT)
+        .outerjoin(tables.kit_assignment, (_ka.study_id == _k.study_id) & (_ka.kit_id == _k.kit_id))
+        .outerjoin(tables.allocation, (_a.study_id == _ka.study_id) & (_a.subject_key == _ka.subject_key))
+        .where(
+            _k.study_id == study_id,
+            _k.site_code == site_code,
+            _c.recall_id.is_not(None),
+            _k.status.in_([status.value for status in TO_DO_IN_RECALL]),
+        )
+    )
+    if after is not None:
+        query = query.where(_k.kit_code > after)
+    rows = tx.execute(query.order_by(_k.kit_code).limit(limit))
+    return [Recalled(row.kit_code, row.consignment_code, KitStatus(row.status), row.subject_id) for row in rows]
 
 
 # -- single steps ------------------------------------------------------------------------------------------------------

@@ -477,6 +477,8 @@ consignment = _of_study(
     _time("withdrawn_at", nullable=True),
     # When the sheets with the codes of its envelopes were last released.
     _time("sheets_released_at", nullable=True),
+    # By which recall it was called back, if by any: an id of a request that two people decide.
+    Column("recall_id", Uuid(), nullable=True),
     PrimaryKeyConstraint("study_id", "consignment_id"),
     UniqueConstraint("study_id", "consignment_code"),
     Index(None, "study_id", "site_code"),
@@ -772,7 +774,7 @@ Index(
 )
 UNBLINDING: Final = (
     "action IN ('accidental_unblinding:record', 'code_break:create', 'envelope:enter_opening', 'final_unblinding:release', "
-    "'interim_unblinding:release', 'packing_list:release', 'preparation:read', 'safety_unblinding:create', "
+    "'interim_unblinding:release', 'packing_list:release', 'preparation:read', 'recall:release', 'safety_unblinding:create', "
     "'third_party_unblinding:open')"
 )
 """What can unblind; written out, because a planner recognises a partial index by its words alone."""

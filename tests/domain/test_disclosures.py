@@ -43,7 +43,7 @@ TELLS_NOTHING: Final = frozenset(
         ),
         *(Action.REQUEST_PACKING_LIST, Action.DISPATCH_CONSIGNMENT, Action.RECEIVE_CONSIGNMENT, Action.READ_STOCK),
         *(Action.RELEASE_REPLACEMENT, Action.RELEASE_KIT, Action.DESTROY_KIT, Action.REQUEST_FINAL_UNBLINDING),
-        *(Action.REQUEST_INTERIM, Action.READ_INTERIMS),
+        *(Action.REQUEST_INTERIM, Action.READ_INTERIMS, Action.READ_RECALLS),
     }
 )
 """Acts by which nobody learns anything of a subject, and nothing sealed is opened."""

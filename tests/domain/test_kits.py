@@ -38,6 +38,7 @@ LEGAL = {
     (Step.RECEIVE, "dispatched", "in_stock"),
     (Step.RECEIVE, "missing", "in_stock"),
     (Step.RECEIVE_LATE, "missing", "quarantined"),
+    (Step.RECEIVE_LATE, "dispatched", "quarantined"),
     (Step.REPORT_MISSING, "dispatched", "missing"),
     (Step.ASSIGN, "in_stock", "assigned"),
     (Step.DISPENSE, "assigned", "dispensed"),

@@ -159,6 +159,10 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
     "request_interim": STATISTICIAN,
     "release_interim": APPROVER,
     "list_interims": STATISTICIAN | APPROVER | STUDY_ADMIN | {Role.INSPECTOR},
+    "start_recall": SUPPLY,
+    "release_recall": SUPPLY | APPROVER,
+    "list_recalls": (READERS - {Role.EDC_CLIENT}) | SUPPLY | APPROVER,
+    "list_call_backs": FLAGGING | PHARMACIST,
     "request_final_unblinding": STATISTICIAN,
     "release_final_unblinding": APPROVER,
     "read_trail": frozenset(Role)
@@ -220,6 +224,8 @@ STEP_UP: Final = frozenset(
         "unblind_for_safety",
         "request_interim",
         "release_interim",
+        "start_recall",
+        "release_recall",
         "request_final_unblinding",
         "release_final_unblinding",
         "read_restricted",
@@ -229,7 +235,7 @@ STEP_UP: Final = frozenset(
 )
 """What is marked (2) in `api.md`."""
 
-OF_A_SITE: Final = frozenset({"read_stock", "read_worklist"})
+OF_A_SITE: Final = frozenset({"read_stock", "read_worklist", "list_call_backs"})
 OF_A_SUBJECT: Final = frozenset({"list_subject_kits", "read_allocation"})
 """Reads of one site or subject: another site's is not found."""
 

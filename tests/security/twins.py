@@ -359,7 +359,7 @@ def is_code_break(exchange: Exchange) -> bool:
 
 
 def is_stock(exchange: Exchange) -> bool:
-    return exchange.status == 200 and "/sites/" in exchange.path and "/kits" in exchange.path
+    return exchange.status == 200 and re.search(r"/sites/.*/(kits|call-backs)", exchange.path) is not None
 
 
 # -- comparing ---------------------------------------------------------------------------------------------------------

@@ -77,6 +77,7 @@ class WholePlay(Play):
         enrolled = self.fail_around(enrolled)
         self.fail_inside(enrolled)
         self.stop()
+        self.call_back()
         self.expire()
         package = self.unblind()
         self.keep()
@@ -299,6 +300,25 @@ class WholePlay(Play):
             }
             for line in range(12)
         ]
+
+    def call_back(self) -> None:
+        """Have a lot called back, which is an arm; everybody looks at what is said of it."""
+        supply, approver, recalls = self.who(Role.SUPPLY_MANAGER), self.who(Role.LIST_APPROVER), f"{self.study}/recalls"
+        wanted = {"lot": "L0", "reason": "Seal broken"}
+        recall = self.ask(supply, "POST", recalls, wanted, step_up=True).json()["recall_id"]
+        self.ask(approver, "POST", f"{recalls}/{recall}/release", step_up=True)
+        self.prove_anew(approver)
+        for role in (Role.STUDY_ADMIN, Role.MONITOR, Role.INVESTIGATOR, Role.PHARMACIST, Role.INSPECTOR):
+            self.tell(self.who(role), "GET", recalls)
+        call_backs = f"{self.study}/sites/{self.site_code}/call-backs?limit=500"
+        listed = self.tell(self.who(Role.PHARMACIST), "GET", call_backs).json()["items"]
+        self.tell(self.who(Role.INVESTIGATOR), "GET", call_backs)
+        self.tell(self.who(Role.PHARMACIST), "GET", f"{self.study}/sites/{self.site_code}/kits?limit=500")
+        # In the order of the codes, which differs between twins: told by whose it is.
+        handed_out = min((one["subject_id"], one["kit_code"]) for one in listed if one["to_do"] == "call_back")
+        self.at_kit(handed_out[1], "return", reason="Called back")
+        self.tell(self.who(Role.MONITOR), "POST", recalls, wanted)
+        self.tell(self.who(Role.MONITOR), "POST", f"{recalls}/{recall}/release")
 
     def expire(self) -> None:
         """Come back when what is in stock has expired: nothing is handed out any more, and codes are broken as ever."""

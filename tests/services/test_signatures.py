@@ -67,6 +67,9 @@ def play(study: RunningStudy) -> None:
         expect(people["pharmacist"].post(f"{kit}/quarantine", json=REASON), 200)
         answer = expect(supply.post(f"{kit}/{act}", json=REASON, step_up=True), 200)
         assert (answer["status"], answer["is_signed"]) == (status, True)
+    recall = expect(supply.post(f"{S}/recalls", json={"lot": "L-0", **REASON}, step_up=True), 201)
+    assert recall["is_signed"]
+    assert people["list_approver"].post(f"{S}/recalls/{recall['recall_id']}/release", step_up=True).status_code == 200
     assert inspector.get(f"{S}/trail/export", step_up=True).status_code == 200
     study.set_status("closed")
     final = f"{S}/final-unblinding-requests"

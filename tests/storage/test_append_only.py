@@ -135,6 +135,7 @@ ALLOWED: Final = [
             "assignable_at": NOON,
             "withdrawn_at": NOON,
             "sheets_released_at": NOON,
+            "recall_id": uuid4(),
         },
     ),
     Change("kit", {"status": "in_stock", "site_code": "S1"}),
