@@ -5,7 +5,7 @@ what to do next. One table in ``app.api.problems`` gives each branch its status.
 
     SnoseError
      ├ Invalid               a value is wrong; the field is named          InvalidSpecification, InvalidStrata, NotConfirmed, ...
-     ├ NotAuthenticated      nobody known is asking                        WrongCredentials, WrongOneTimeCode, WrongPasskey
+     ├ NotAuthenticated      nobody known is asking                        WrongCredentials, WrongOneTimeCode, SignInRefused, ...
      ├ StepUpRequired        a fresh second proof is missing (RFC 9470)
      ├ Forbidden             known, but without the right                  PasswordChangeRequired
      ├ Missing               no such thing here, or not the caller's
@@ -140,6 +140,14 @@ class WrongPasskey(NotAuthenticated):
     code = "invalid_passkey"
     title = "The passkey has not proved who you are"
     advice = "Ask for a new challenge and let your own device sign it; each is good once, for five minutes. Or use a one-time code."
+
+
+class SignInRefused(NotAuthenticated):
+    """What came back from the provider begins no session; the entry says why in one word, the caller does not hear it."""
+
+    code = "sign_in_refused"
+    title = "The sign-in at the provider opens nothing here"
+    advice = "Begin a new sign-in at /v1/sign-ins. When it happens again, ask the service administrator, whom the trail tells why."
 
 
 class TooManyAttempts(SnoseError):

@@ -274,6 +274,7 @@ OWN: Final = frozenset(
 
 PUBLIC: Final = frozenset(
     {
+        Action.BEGIN_SIGN_IN,
         Action.SIGN_IN,
         Action.ISSUE_TOKEN,
         Action.CHALLENGE_PASSKEY,

@@ -24,7 +24,7 @@ from html import escape
 from http.server import BaseHTTPRequestHandler
 from threading import Event, Thread
 from typing import Any, Final
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, unquote_plus, urlencode, urlsplit
 
 import httpx
 
@@ -158,7 +158,7 @@ class Provider:
         client_id, secret = form.get("client_id", ""), form.get("client_secret")
         if authorization.startswith("Basic "):
             pair = base64.b64decode(authorization.removeprefix("Basic ")).decode().partition(":")
-            client_id, secret = pair[0], pair[2]
+            client_id, secret = unquote_plus(pair[0]), unquote_plus(pair[2])
         return client_id in self.clients and self.clients[client_id] == secret
 
     def browse(self, url: str, username: str = PERSON) -> dict[str, str]:

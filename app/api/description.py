@@ -26,8 +26,8 @@ _REQUEST_ID: Final = "5b0f6a5d0d1e4d7f8a7c2b9e3f4a1c6d"
 _THROTTLED: Final = frozenset(
     {Action.SIGN_IN, Action.ISSUE_TOKEN, Action.STEP_UP, Action.CHANGE_PASSWORD, Action.REQUEST_FACTOR_RECOVERY}
 )
-_NAMING_IN_BODY: Final = frozenset({Action.LINK_IDENTITY, Action.CONFIRM_FACTOR_RECOVERY})
-"""What is about an account that the body names."""
+_NAMING_IN_BODY: Final = frozenset({Action.BEGIN_SIGN_IN, Action.LINK_IDENTITY, Action.CONFIRM_FACTOR_RECOVERY})
+"""What is about an account, or an issuer, that the body names."""
 _SAYS_NOTHING: Final = frozenset({"Successful Response", "Service Unavailable"})
 """What the framework writes where nobody said anything."""
 
@@ -338,9 +338,10 @@ _RESPONSES: Final[dict[str, Any]] = {
         WWW_Authenticate="Challenge",
     ),
     "WrongCredentials": _response(
-        "User name or password is wrong, or the passkey proves nothing",
+        "User name or password is wrong, or the passkey or the provider proves nothing",
         errors.WrongCredentials(),
         errors.WrongPasskey(),
+        errors.SignInRefused(),
         WWW_Authenticate="Challenge",
     ),
     "WrongProof": _response(

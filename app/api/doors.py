@@ -70,6 +70,7 @@ REVEALING: Final = frozenset(
         Action.REGISTER_CLIENT,
         Action.ISSUE_CLIENT_SECRET,
         Action.ADD_WEBHOOK,
+        Action.BEGIN_SIGN_IN,
         Action.SIGN_IN,
         Action.STEP_UP,
         Action.REQUEST_FACTOR_RECOVERY,

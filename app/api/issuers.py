@@ -7,10 +7,10 @@ from uuid import UUID
 from pydantic import Field, StringConstraints, model_validator
 
 from app.api.doors import Context, Door
-from app.api.schemas import Answer, Body, IdPath, Page
+from app.api.schemas import Answer, Body, IdPath, Page, Text
 from app.domain.words import Action
 from app.services import issuers
-from app.services.issuers import NewIssuer
+from app.services.issuers import NewClient, NewIssuer
 from app.services.people import Holder
 
 door = Door("People and clients")
@@ -30,12 +30,28 @@ class JwksField(Body):
     )
 
 
+class ClientField(Body):
+    """As whom the service is registered at the provider."""
+
+    client_id: Annotated[Short, Field(examples=["snose"])]
+    client_secret: Annotated[Short | None, Field(examples=[None], description="none for a public client")] = None
+    redirect_uris: Annotated[
+        list[Annotated[str, StringConstraints(max_length=500)]],
+        Field(
+            min_length=1,
+            max_length=10,
+            examples=[["http://127.0.0.1/"]],
+            description="where a browser may come back to, to the letter; `http://127.0.0.1/...` with any port",
+        ),
+    ]
+
+
 class IssuerRequest(Body):
     """Somebody else who signs tokens for this service."""
 
     issuer: IssuerField
     audience: Annotated[Short, Field(examples=["https://snose.hospital.example"], description="`aud` of its tokens")]
-    jwks: JwksField | None = None
+    jwks: JwksField | None = Field(default=None, examples=[None])
     jwks_uri: Annotated[
         str | None,
         StringConstraints(pattern=r"^https?://[!-~]{1,480}$"),
@@ -44,7 +60,7 @@ class IssuerRequest(Body):
     discovery: Annotated[
         bool,
         Field(
-            examples=[False],
+            examples=[True],
             description="its keys are where `/.well-known/openid-configuration` below `issuer` says, instead of `jwks`",
         ),
     ] = False
@@ -52,6 +68,12 @@ class IssuerRequest(Body):
         list[Short],
         Field(max_length=10, examples=[["mfa"]], description="`acr` values that mean a second proof was given"),
     ] = Field(default_factory=list)
+    required_groups: Annotated[
+        list[Text],
+        Field(max_length=20, examples=[["trial-staff"]], description="to one of these a person must belong there"),
+    ] = Field(default_factory=list)
+    groups_claim: Annotated[Text | None, Field(examples=["groups"])] = None
+    sign_in: ClientField | None = Field(default=None, description="that people sign in there, by discovery only")
 
     @model_validator(mode="after")
     def one_source(self) -> Self:
@@ -64,7 +86,18 @@ class IssuerRequest(Body):
     def new(self) -> NewIssuer:
         """Return what is to be registered."""
         keys = self.jwks.keys if self.jwks is not None else None
-        return NewIssuer(self.issuer, self.audience, self.proof_acr_values, keys, self.jwks_uri)
+        known = self.sign_in
+        client = NewClient(known.client_id, known.client_secret, known.redirect_uris) if known is not None else None
+        return NewIssuer(
+            self.issuer,
+            self.audience,
+            self.proof_acr_values,
+            keys,
+            self.jwks_uri,
+            self.required_groups,
+            self.groups_claim,
+            client,
+        )
 
 
 class IssuerRead(Answer):
@@ -74,6 +107,7 @@ class IssuerRead(Answer):
     issuer: str = Field(examples=[_ISSUER])
     audience: str = Field(examples=["https://snose.hospital.example"])
     jwks_uri: str | None = Field(examples=[None])
+    client_id: str | None = Field(examples=[None], description="as whom the service signs people in there")
     is_discovered: bool | None = Field(examples=[False], description="whether it says itself where its keys are")
     requested_at: datetime
     requested_by: str = Field(examples=["admin"])

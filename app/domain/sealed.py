@@ -50,6 +50,7 @@ class Column(Enum):
     TOTP = ("credential", "sealed_totp_secret", "credentials", 64)
     RECOVERY = ("factor_recovery", "sealed_totp_secret", "credentials", 64)
     PASSKEY = ("passkey", "sealed_key", "credentials", 1024)
+    ISSUER = ("issuer", "sealed_client_secret", "credentials", 512)
 
     def __init__(self, table: str, column: str, purpose: str, length: int) -> None:
         self.table = table

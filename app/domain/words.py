@@ -177,6 +177,7 @@ class Action(StrEnum):
     READ_SELF = "me:read"
     LIST_SESSIONS = "session:list"
     END_SESSIONS = "session:end_all"
+    BEGIN_SIGN_IN = "sign_in:begin"
     CHALLENGE_PASSKEY = "passkey:challenge"
     BEGIN_PASSKEY = "passkey:begin"
     ADD_PASSKEY = "passkey:create"

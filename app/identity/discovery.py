@@ -17,10 +17,17 @@ _BESIDE: Final = frozenset({"x5c", "x5t", "x5t#S256", "x5u"})
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """Where a provider keeps its keys, and what a key of RSA signs with that does not say."""
+    """Where a provider keeps its keys, and how one signs in there."""
 
     jwks_uri: str
-    rsa_algorithm: str
+    rsa_algorithm: str = RSA_ALGORITHMS[0]
+    """What a key of RSA signs with that does not say."""
+    authorization_endpoint: str | None = None
+    token_endpoint: str | None = None
+    is_secret_posted: bool = False
+    """Whether a client shows its secret in the form and not in a header."""
+    names_itself: bool = False
+    """Whether it names itself in what a browser brings back (RFC 9207)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +45,30 @@ def address_of(issuer: str) -> str:
 
 def description(content: bytes, issuer: str) -> Description:
     """Return what an issuer says of itself; raise ``ProviderUnavailable`` when it is of another one, or none."""
-    told = _object(content)
+    told = document(content)
     if told.get("issuer") != issuer:
         # Whoever answers for an issuer of another name would sign for it (OpenID Connect Discovery 1.0, 4.3).
         raise ProviderUnavailable("issuer")
-    jwks_uri = told.get("jwks_uri")
-    if not isinstance(jwks_uri, str):
+    jwks_uri = _text(told, "jwks_uri")
+    if jwks_uri is None:
         raise ProviderUnavailable("description")
     signed = told.get("id_token_signing_alg_values_supported")
     # Some name no algorithm with a key, but only one here.
     named = [one for one in RSA_ALGORITHMS if isinstance(signed, list) and one in signed]
-    return Description(jwks_uri, named[0] if len(named) == 1 else RSA_ALGORITHMS[0])
+    methods = told.get("token_endpoint_auth_methods_supported")
+    return Description(
+        jwks_uri,
+        named[0] if len(named) == 1 else RSA_ALGORITHMS[0],
+        _text(told, "authorization_endpoint"),
+        _text(told, "token_endpoint"),
+        isinstance(methods, list) and "client_secret_post" in methods and "client_secret_basic" not in methods,
+        told.get("authorization_response_iss_parameter_supported") is True,
+    )
 
 
 def keys(content: bytes, rsa_algorithm: str = RSA_ALGORITHMS[0]) -> Sequence[NamedKey]:
     """Return the keys of a set that sign as we read it, each once; raise ``ProviderUnavailable`` when there is none."""
-    told = _object(content).get("keys")
+    told = document(content).get("keys")
     if not isinstance(told, list) or len(told) > _MOST_KEYS:
         raise ProviderUnavailable("keys")
     found: dict[str, NamedKey] = {}
@@ -78,7 +93,13 @@ def _key(jwk: object, rsa_algorithm: str) -> NamedKey | None:
     return NamedKey(key_id if isinstance(key_id, str) else None, read)
 
 
-def _object(content: bytes) -> Mapping[str, Any]:
+def _text(told: Mapping[str, Any], name: str) -> str | None:
+    value = told.get(name)
+    return value if isinstance(value, str) else None
+
+
+def document(content: bytes) -> Mapping[str, Any]:
+    """Return the JSON object that a provider has answered with; raise ``ProviderUnavailable`` for anything else."""
     try:
         return json_object(content)
     except TokenRefused:

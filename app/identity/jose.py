@@ -133,13 +133,16 @@ class Unverified:
     claims: Mapping[str, Any]
 
 
-def parsed(token: str, types: frozenset[str]) -> Unverified:
+def parsed(
+    token: str, types: frozenset[str], longest: int = LONGEST_TOKEN, beside: frozenset[str] = frozenset()
+) -> Unverified:
     """Return a token of a form that could be meant, not verified; raise ``TokenRefused``.
 
     Three parts in base64url of one spelling, two JSON objects without a name twice, an algorithm of ours, one of ``types`` as
-    ``typ`` (in small letters, without ``application/``), and nothing in the header that asks for more.
+    ``typ`` (in small letters, without ``application/``), and nothing in the header that asks for more, but what stands ``beside``
+    and is not read.
     """
-    if len(token) > LONGEST_TOKEN:
+    if len(token) > longest:
         raise TokenRefused("size")
     parts = token.split(".")
     if len(parts) != 3:  # noqa: PLR2004  # header, claims, signature
@@ -152,7 +155,7 @@ def parsed(token: str, types: frozenset[str]) -> Unverified:
     if not isinstance(algorithm, str) or _OLD_NAMES.get(algorithm, algorithm) not in ALGORITHMS:
         raise TokenRefused("alg")
     # `jwk`, `jku`, `x5c`, `x5u` would name a key, `crit`, `b64` and `zip` another way of reading.
-    if head.keys() - _HEADER or not isinstance(head.get("kid", ""), str) or "cty" in head:
+    if head.keys() - _HEADER - beside or not isinstance(head.get("kid", ""), str) or "cty" in head:
         raise TokenRefused("header")
     kind = head.get("typ", "")
     if not isinstance(kind, str) or kind.lower().removeprefix("application/") not in types:

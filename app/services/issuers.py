@@ -8,20 +8,32 @@ changes its keys by itself is registered with the address at which it tells them
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 from uuid import UUID
 
+from app.domain.sealed import Sealed
+from app.domain.sign_ins import is_redirect_uri
 from app.domain.words import Action
 from app.errors import AlreadyExists, IllegalTransition, Invalid, Missing, SecondPersonRequired
 from app.identity import discovery
 from app.identity.jose import public_keys
 from app.services.audited import Act, audited
 from app.services.context import RequestContext
+from app.services.providers import secret_context
 from app.storage import issuers, people
 from app.storage.issuers import Issuer, Link
 
 _MOST_KEYS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class NewClient:
+    """As whom the service is known to an issuer, and where browsers come back to from there."""
+
+    client_id: str
+    client_secret: str | None = field(repr=False)
+    redirect_uris: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +45,10 @@ class NewIssuer:
     proof_acr_values: Sequence[str]
     jwks: Sequence[Mapping[str, Any]] | None
     jwks_uri: str | None
+    required_groups: Sequence[str] = ()
+    groups_claim: str | None = None
+    client: NewClient | None = None
+    """As whom the service signs people in there; None where it does not."""
 
 
 def register_issuer(ctx: RequestContext, new: NewIssuer) -> Issuer:
@@ -44,8 +60,10 @@ def register_issuer(ctx: RequestContext, new: NewIssuer) -> Issuer:
         is_discovered = new.jwks is None and new.jwks_uri is None
         if new.jwks is None:
             _check_address(act, discovery.address_of(new.issuer) if is_discovered else new.jwks_uri or "", new)
+        issuer_id, client = act.deployment.new_id(), new.client
+        _check_client(new, is_discovered=is_discovered)
         made = Issuer(
-            act.deployment.new_id(),
+            issuer_id,
             new.issuer,
             new.audience,
             json.dumps(keys),
@@ -54,10 +72,20 @@ def register_issuer(ctx: RequestContext, new: NewIssuer) -> Issuer:
             act.principal.name,
             new.jwks_uri,
             is_discovered,
+            client.client_id if client is not None else None,
+            _sealed_secret(act, issuer_id, client),
+            json.dumps(list(client.redirect_uris)) if client is not None else None,
+            new.groups_claim,
+            json.dumps(list(new.required_groups)),
         )
         issuers.add_issuer(act.tx, made)
         told = [key["thumbprint"] for key in keys] if new.jwks is not None else new.jwks_uri or "discovery"
-        act.note(after={"issuer_id": str(made.issuer_id), "audience": new.audience, "keys": told})
+        after: dict[str, Any] = {"issuer_id": str(issuer_id), "audience": new.audience, "keys": told}
+        if client is not None:
+            after |= {"client_id": client.client_id, "redirect_uris": list(client.redirect_uris)}
+        if new.required_groups:
+            after |= {"required_groups": list(new.required_groups)}
+        act.note(after=after)
         return made
 
     return audited(ctx, Action.REGISTER_ISSUER, work, answer_type=Issuer)
@@ -191,6 +219,26 @@ def _check_address(act: Act, url: str, new: NewIssuer) -> None:
     if not act.deployment.providers.client.is_address(url):
         message = "Keys are read at https://host/path, without user, password or fragment."
         raise Invalid(message, "issuer" if new.jwks_uri is None else "jwks_uri")
+
+
+def _check_client(new: NewIssuer, *, is_discovered: bool) -> None:
+    """Raise ``Invalid`` for a client of an issuer that does not say where one signs in, and for no way back from there."""
+    if new.client is None:
+        return
+    if not is_discovered:
+        message = "People sign in at an issuer that describes itself: register it with discovery."
+        raise Invalid(message, "sign_in")
+    if not all(is_redirect_uri(uri) for uri in new.client.redirect_uris):
+        message = (
+            "A redirect_uri is https://host/path, or http://127.0.0.1/path for a program on its user's own machine."
+        )
+        raise Invalid(message, "sign_in.redirect_uris")
+
+
+def _sealed_secret(act: Act, issuer_id: UUID, client: NewClient | None) -> Sealed | None:
+    if client is None or client.client_secret is None:
+        return None
+    return act.deployment.ring.seal(secret_context(issuer_id), client.client_secret.encode())
 
 
 def _confirm(ctx: RequestContext, action: Action, link_id: UUID, may: Callable[[Act, Link], None]) -> Link:

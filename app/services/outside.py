@@ -5,7 +5,6 @@ From then on it is a session like every other: grants are the local ones, and wh
 (`app.services.providers`); what is open to everybody, a sign-in above all, asks nobody (rule D5).
 """
 
-import json
 from typing import Final
 
 from app.domain.words import Action
@@ -14,6 +13,7 @@ from app.identity import access_tokens
 from app.identity.jose import TokenRefused, Unverified
 from app.services.audited import enter_by_service, is_public
 from app.services.context import RequestContext
+from app.services.providers import demands_of
 from app.storage import issuers, people
 from app.storage.database import AlreadyThere, CommitUncertain, Transaction, TryAgain
 
@@ -49,7 +49,7 @@ def _begin(ctx: RequestContext, token: Unverified, digest: bytes) -> None:
     if issuer is None:
         raise TokenRefused("iss")
     keys = deployment.providers.keys(issuer, token.header.get("kid"), now)
-    vouched = access_tokens.verify(token, keys, issuer.audience, json.loads(issuer.proof_acr_values), now)
+    vouched = access_tokens.verify(token, keys, issuer.audience, demands_of(issuer), now)
     with deployment.database.transaction() as tx:
         link = issuers.find_link(tx, issuer.issuer, vouched.subject)
     if link is None:

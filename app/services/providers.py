@@ -6,21 +6,26 @@ Whoever must wait does so for a bounded time, and so few at once that most threa
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from queue import Empty, SimpleQueue
 from threading import BoundedSemaphore, Event, Lock, Thread
 from typing import Final
+from urllib.parse import urlencode
 from uuid import UUID
 
 import structlog
 
+from app.domain.sealed import Column, SealContext
 from app.errors import ProviderUnavailable
 from app.identity import discovery
-from app.identity.discovery import NamedKey
+from app.identity.access_tokens import Demands
+from app.identity.discovery import Description, NamedKey
 from app.identity.jose import PublicKey
 from app.storage.delivery import NotDelivered
 from app.storage.issuers import Issuer
+from app.storage.outside_client import Said
 from app.storage.provider_client import ProviderClient
 
 MAX_AGE: Final = timedelta(hours=24)
@@ -32,6 +37,7 @@ PAUSE: Final = timedelta(minutes=1)
 PATIENCE: Final = 5.0
 """Seconds that a request waits for an issuer at most."""
 _OK: Final = 200
+_FORM: Final = "application/x-www-form-urlencoded"
 _log: Final = structlog.get_logger("snose.providers")
 
 
@@ -40,10 +46,22 @@ class Provider:
     """What an issuer has told of itself."""
 
     keys: Sequence[NamedKey]
+    description: Description
 
     def knows(self, key_id: object) -> bool:
         """Return whether a token may mean one of the keys by this name."""
         return any(one.key_id == key_id for one in self.keys)
+
+
+def demands_of(issuer: Issuer) -> Demands:
+    """Return what two administrators ask of an issuer's word."""
+    groups = json.loads(issuer.required_groups or "[]")
+    return Demands(json.loads(issuer.proof_acr_values), issuer.groups_claim or "groups", groups)
+
+
+def secret_context(issuer_id: UUID) -> SealContext:
+    """Return where the secret lies by which the service is known to an issuer."""
+    return SealContext(Column.ISSUER, None, (str(issuer_id),))
 
 
 @dataclass(slots=True)
@@ -84,16 +102,47 @@ class Providers:
         """
         if issuer.jwks_uri is None and not issuer.is_discovered:
             return [PublicKey(**key) for key in json.loads(issuer.jwks)]
-        return [one.key for one in self._find(issuer, key_id, now).keys]
+        return [one.key for one in self._find(issuer, now, lambda provider: provider.knows(key_id)).keys]
 
-    def _find(self, issuer: Issuer, key_id: object, now: datetime) -> Provider:
+    def description(self, issuer: Issuer, now: datetime) -> Description:
+        """Return how one signs in at an issuer that describes itself; raise ``ProviderUnavailable``. Danger: as ``keys``."""
+        return self._find(issuer, now, lambda _provider: True).description
+
+    def post(self, url: str, form: Mapping[str, str], headers: Mapping[str, str]) -> Said:
+        """Return what is answered to a form; raise ``ProviderUnavailable``, at once where too many are waited for.
+
+        Danger: it may take seconds, so never within a transaction.
+        """
+        if not self._places.acquire(blocking=False):
+            raise ProviderUnavailable("busy")
+        answers: SimpleQueue[Said | NotDelivered] = SimpleQueue()
+
+        def ask() -> None:
+            try:
+                answers.put(self.client.ask("POST", url, {"Content-Type": _FORM, **headers}, urlencode(form).encode()))
+            except NotDelivered as error:
+                answers.put(error)
+            finally:
+                # Not before: a name that nobody resolves holds a thread for longer than anybody waits.
+                self._places.release()
+
+        Thread(target=ask, name="provider", daemon=True).start()
+        try:
+            said = answers.get(timeout=PATIENCE)
+        except Empty:
+            raise ProviderUnavailable("timeout") from None
+        if isinstance(said, NotDelivered):
+            raise ProviderUnavailable(str(said))
+        return said
+
+    def _find(self, issuer: Issuer, now: datetime, suffices: Callable[[Provider], bool]) -> Provider:
         with self._lock:
             kept = self._kept.get(issuer.issuer)
             if kept is None or kept.issuer_id != issuer.issuer_id:
                 # What is registered anew is read anew; one name is one entry, so there are never more than issuers.
                 kept = self._kept[issuer.issuer] = _Kept(issuer.issuer_id)
             usable = kept.usable(now)
-            is_enough = usable is not None and usable.knows(key_id)
+            is_enough = usable is not None and suffices(usable)
             if kept.may_be_asked(now) and not (is_enough and kept.usable(now, REFRESH)):
                 kept.asked_at = now
                 kept.answered.clear()
@@ -128,9 +177,11 @@ class Providers:
 
     def _read(self, issuer: Issuer) -> Provider:
         if issuer.jwks_uri is not None:
-            return Provider(discovery.keys(self._get(issuer.jwks_uri)))
-        told = discovery.description(self._get(discovery.address_of(issuer.issuer)), issuer.issuer)
-        return Provider(discovery.keys(self._get(told.jwks_uri), told.rsa_algorithm))
+            # Its keys are all that is told of it.
+            told = Description(issuer.jwks_uri)
+        else:
+            told = discovery.description(self._get(discovery.address_of(issuer.issuer)), issuer.issuer)
+        return Provider(discovery.keys(self._get(told.jwks_uri), told.rsa_algorithm), told)
 
     def _get(self, url: str) -> bytes:
         said = self.client.ask("GET", url, {})

@@ -50,20 +50,25 @@ def begin_session(  # who, how long, and by what
     acr: str,
     passkey_id: UUID | None = None,
     device_id: UUID | None = None,
+    link_id: UUID | None = None,
+    proof_at: datetime | None = None,
 ) -> SignedIn:
-    """Return a new session of an account; ``acr`` says by what, and its entry by which passkey, or from which known device."""
+    """Return a new session of an account; ``acr`` says by what, its entry by which passkey or link, or from which known device.
+
+    A proof was given now, or when an outside issuer says.
+    """
     token = new_token(act.deployment.entropy)
     digest = token_digest(token)
-    proof_at = act.now if acr == "mfa" else None
+    proof_at = proof_at or (act.now if acr == "mfa" else None)
     sign_in_id = act.caller.sign_in_id if act.caller is not None else None
     session_id = act.deployment.new_id()
     people.add_session(
-        act.tx, session_id, digest, principal_id, act.now, end, proof_at, sign_in_id, device_id=device_id
+        act.tx, session_id, digest, principal_id, act.now, end, proof_at, sign_in_id, link_id, device_id=device_id
     )
     # From here on it is known who acts, and the entry says so.
     idle_since = act.now - act.deployment.limits.session_idle
     act.caller = act.caller or people.find_principal(act.tx, digest, act.now, idle_since)
-    named = {"passkey_id": passkey_id, "device_id": device_id}
+    named = {"passkey_id": passkey_id, "device_id": device_id, "link_id": link_id}
     by = {name: str(one) for name, one in named.items() if one is not None}
     act.note(after={"acr": acr, "expires_at": end.isoformat(timespec="seconds"), **by})
     return SignedIn(token, int((end - act.now).total_seconds()), acr, act.now)

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Row, insert, select, update
 
+from app.domain.sealed import Sealed
 from app.errors import Missing
 from app.storage import tables
 from app.storage.database import Transaction
@@ -33,6 +34,12 @@ class Issuer:
     """Where its keys are, when it was registered without them."""
     is_discovered: bool | None = None
     """Whether it says itself where they are."""
+    client_id: str | None = None
+    """As whom the service signs people in there; None where it does not."""
+    sealed_client_secret: Sealed | None = None
+    redirect_uris: str | None = None
+    groups_claim: str | None = None
+    required_groups: str | None = None
     confirmed_at: datetime | None = None
     confirmed_by: str | None = None
     revoked_at: datetime | None = None
@@ -64,7 +71,9 @@ _LINK: Final = select(
 
 
 def _issuer(row: Row[Any]) -> Issuer:
-    return Issuer(**{name: getattr(row, name) for name in Issuer.__dataclass_fields__})
+    kept = {name: getattr(row, name) for name in Issuer.__dataclass_fields__}
+    secret = kept["sealed_client_secret"]
+    return Issuer(**kept | {"sealed_client_secret": Sealed(secret) if secret is not None else None})
 
 
 def _link(row: Row[Any]) -> Link:
@@ -73,7 +82,9 @@ def _link(row: Row[Any]) -> Link:
 
 def add_issuer(tx: Transaction, issuer: Issuer) -> None:
     """Record an issuer that nobody has confirmed yet."""
-    tx.execute(insert(tables.issuer), {name: getattr(issuer, name) for name in Issuer.__dataclass_fields__})
+    kept = {name: getattr(issuer, name) for name in Issuer.__dataclass_fields__}
+    secret = issuer.sealed_client_secret
+    tx.execute(insert(tables.issuer), {**kept, "sealed_client_secret": secret.token if secret is not None else None})
 
 
 def list_issuers(tx: Transaction) -> Sequence[Issuer]:

@@ -311,6 +311,8 @@ issuer = Table(
     _text("revoked_by", nullable=True),
     _text("jwks_uri", nullable=True),
     Column("is_discovered", Boolean(), nullable=True),
+    *(_text(name, nullable=True) for name in ("client_id", "sealed_client_secret", "redirect_uris")),
+    *(_text(name, nullable=True) for name in ("groups_claim", "required_groups")),
     Index(None, "issuer"),
 )
 identity_link = Table(

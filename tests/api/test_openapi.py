@@ -132,6 +132,7 @@ class TestDocument:
             *("GET /livez", "GET /readyz", "POST /v1/sessions", "POST /oauth2/token"),
             *("POST /v1/sessions/challenge", "POST /v1/sessions/passkey"),
             *("POST /v1/factor-recoveries", "POST /v1/factor-recoveries/{recovery_id}/completion"),
+            *("POST /v1/sign-ins", "POST /v1/sign-ins/completion"),
         }
 
 

@@ -35,6 +35,7 @@ TELLS_NOTHING: Final = frozenset(
         *(Action.REGISTER_STUDY, Action.READ_STUDY, Action.ADD_SITE, Action.LIST_SITES, Action.ACTIVATE_SITE),
         *(Action.SET_STUDY_STATUS, Action.READ_SCHEDULES, Action.REJECT_SCHEDULE, Action.ACTIVATE_SCHEDULE),
         *(
+            Action.BEGIN_SIGN_IN,
             Action.CHALLENGE_PASSKEY,
             Action.BEGIN_PASSKEY,
             Action.ADD_PASSKEY,

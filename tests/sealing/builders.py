@@ -15,7 +15,7 @@ DEPLOYMENT = "7d0c4f0e-0a3f-4f6e-9a52-0c7a4a7d3b11"
 PLACE: Place = ("0b51a3c2-5a8e-4b3b-8f0e-5f6f1f1c9d10", "site=012;sex=f", 17)
 PLAINTEXT = b'{"arm":"A","block":4}'
 
-NO_STUDY = (Column.ANSWER_SMALL, Column.ANSWER_LARGE, Column.TOTP, Column.RECOVERY, Column.PASSKEY)
+NO_STUDY = (Column.ANSWER_SMALL, Column.ANSWER_LARGE, Column.TOTP, Column.RECOVERY, Column.PASSKEY, Column.ISSUER)
 
 
 class SeededEntropy:

@@ -63,6 +63,13 @@ def lose_a_device(play: Play) -> None:
     play.ask(None, "POST", "/v1/factor-recoveries", {"username": who.username, "password": who.password})
 
 
+def register_provider(play: Play, length: int) -> None:
+    """Keep a secret of so many characters for a provider of people's sign-ins."""
+    client = {"client_id": "snose", "client_secret": "s" * length, "redirect_uris": ["http://127.0.0.1/"]}
+    body = {"issuer": "https://login.example.org", "audience": "x", "discovery": True, "sign_in": client}
+    play.ask(play.admin, "POST", "/v1/issuers", body)
+
+
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def dump(request: pytest.FixtureRequest, places: Places) -> Iterator[Dump]:
     """The whole script, 24 subjects to the final unblinding, and then a thief's copy."""
@@ -71,6 +78,7 @@ def dump(request: pytest.FixtureRequest, places: Places) -> Iterator[Dump]:
         play.run()
         for length in (16, 64):
             enrol_passkey(play, length)
+            register_provider(play, length)
         lose_a_device(play)
         deployment, study = house.deployment, StudyCode(play.protocol.study_code)
         with deployment.database.transaction() as tx:

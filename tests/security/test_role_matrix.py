@@ -184,6 +184,7 @@ OWN: Final = frozenset(
         *("sign_in", "step_up", "sign_out", "read_self", "change_password", "issue_token"),
         *("list_sessions", "end_session", "end_sessions"),
         *("challenge_passkey", "sign_in_by_passkey", "step_up_by_passkey"),
+        *("begin_sign_in", "complete_sign_in"),
         *("begin_passkey", "add_passkey", "list_passkeys", "remove_passkey"),
         *("read_own_identities", "confirm_own_identity"),
         *("request_recovery", "complete_recovery"),

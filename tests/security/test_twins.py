@@ -114,7 +114,10 @@ class TestTwins:
             assert skipped_kits_tell(plays(database_kind, twin)) < CHANCE
 
 
-UNPLAYED: Final[Mapping[str, str]] = {}
+UNPLAYED: Final[Mapping[str, str]] = {
+    "begin_sign_in": "a provider is asked over a network, about no trial: tests/api/test_sign_ins.py",
+    "complete_sign_in": "as begin_sign_in",
+}
 """Operations that cannot be done in process, each with its reason."""
 
 UNMET: Final[Mapping[str, str]] = {
@@ -123,6 +126,7 @@ UNMET: Final[Mapping[str, str]] = {
     "malformed_code": "a code in a request is a field, and answered as invalid; one in an import as faulty_import",
     "unsafe_setting": "said to the operator at start, before there is a caller",
     "provider_unavailable": "no issuer of the script is asked over a network; one that is, in tests/api/test_provider_keys.py",
+    "sign_in_refused": "nor does anybody sign in there; they do in tests/api/test_sign_ins.py",
     "passkeys_off": "the script is of a deployment that takes passkeys; the other is in tests/api/test_passkeys.py",
 }
 """Errors that no caller can meet, each with its reason."""
