@@ -5,8 +5,8 @@ from typing import Final
 import sqlalchemy as sa
 from alembic import op
 
-revision: Final = "0020_from_0002"
-down_revision: Final[str | None] = "0019_from_0002"
+revision: Final = "0022_from_0002"
+down_revision: Final[str | None] = "0021_from_0002"
 branch_labels: Final = None
 depends_on: Final = None
 
