@@ -272,11 +272,21 @@ CELLS: Final[Mapping[str, Cells]] = {
         "granted_by is_machine revoked_at revoked_by role site_code starts_at username) next_cursor"
     ),
     "start_recall": Cells(
-        _EMPTY, closed=f"201 consignment_codes is_signed {_RECEIPT} recall_id recalled_at recalled_by {_BY}"
+        _EMPTY, closed=f"201 consignment_codes is_signed recall_id recalled_at recalled_by {_RECEIPT} {_BY}"
     ),
     "release_recall": Cells(_MISSING),
-    "list_recalls": Cells(_NOTHING),
-    "list_call_backs": Cells(_NOTHING, other_site=_MISSING),
+    "list_recalls": Cells(
+        _NOTHING,
+        closed=(
+            "200 items(consignment_codes is_signed recall_id recalled_at recalled_by released_at released_by "
+            f"{_BY}) next_cursor"
+        ),
+    ),
+    "list_call_backs": Cells(
+        _NOTHING,
+        closed="200 items(consignment_code kit_code status subject_id to_do) next_cursor",
+        other_site=_MISSING,
+    ),
     "read_current_access": Cells(
         "200 content_hash due_at is_overdue items(display_name ends_at grant_id granted_at granted_by is_machine "
         "last_sign_in_at last_used_at role site_code starts_at training username) last_reviewed_at"

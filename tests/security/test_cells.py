@@ -35,6 +35,8 @@ _FREE: Final = frozenset({"before", "after", "target"})
 """What an entry tells is the action's own; the twins compare it (`test_twins.py`)."""
 LISTS: Final = frozenset({Role.STATISTICIAN, Role.LIST_APPROVER})
 """Who sees slots and block sizes (rule B7): those who make and approve the list."""
+LAST: Final = ("start_recall", "list_recalls", "list_call_backs")
+"""After a recall nothing is as the others expect it; only then its lists hold something."""
 _PROOF_LASTS: Final = timedelta(minutes=4)
 
 
@@ -155,7 +157,8 @@ class Matrix:
             "01-0003": second["subject_id"],
             "K7XQ4M2PF": first["kit_code"],
         }
-        self.operations = operations_of(expect(self.house.client.get("/openapi.json"), 200))
+        found = operations_of(expect(self.house.client.get("/openapi.json"), 200))
+        self.operations = sorted(found, key=lambda one: LAST.index(one.name) if one.name in LAST else -1)
         self.people = {
             role: Person(self.house.machine(None) if role is Role.EDC_CLIENT else self.house.person(None))
             for role in sorted(self.roles)
