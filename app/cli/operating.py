@@ -53,8 +53,8 @@ def doctor(*, as_json: AsJson = False) -> None:
     found = [
         *safety.findings(around, settings.plain_host()),
         *safety.weaknesses(around, settings.database_url_file),
-        *safety.concerns(around, settings.mode),
         *safety.of_sign_in(around, settings.mode),
+        *safety.concerns(around, settings.mode),
     ]
     around.database.close()
     if as_json:
