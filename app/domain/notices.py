@@ -31,6 +31,7 @@ class Topic(StrEnum):
     CODE_BREAK = "code_break.recorded"
     ACCESS_REVIEW = "access_review.overdue"
     RECALL = "recall.started"
+    FACTOR_RECOVERY = "second_factor.recovered"
 
 
 PAUSES: Final = (
@@ -76,16 +77,17 @@ class Notice:
         return canonical_json({"type": self.topic, "timestamp": self.at.isoformat(), "data": data}).decode()
 
 
-def overdue_review_body(at: datetime, study_code: StudyCode, mode: Mode, due_at: datetime) -> str:
-    """Return what is kept and sent when the review of a study's access is overdue (USR-07)."""
-    data = {"study_code": study_code, "mode": mode, "due_at": due_at.isoformat()}
-    return canonical_json({"type": Topic.ACCESS_REVIEW, "timestamp": at.isoformat(), "data": data}).decode()
-
-
 _WORDS: Final[Mapping[str, str]] = {
     Topic.CODE_BREAK: "The code of one subject was broken.",
     Topic.ACCESS_REVIEW: "The review of who has access to the study is overdue.",
     Topic.RECALL: "Consignments are called back: each site finds its kits on its list of call-backs.",
+    Topic.FACTOR_RECOVERY: "A lost second factor was recovered. If its owner knows nothing of it, have the account reset at once.",
+}
+_ENDINGS: Final[Mapping[str, str]] = {
+    Topic.CODE_BREAK: "This notice holds no treatment; who needs it asks whoever broke the code. Do not answer it.",
+    Topic.ACCESS_REVIEW: "Do not answer this notice.",
+    Topic.RECALL: "This notice holds no treatment. Do not answer it.",
+    Topic.FACTOR_RECOVERY: "Do not answer this notice.",
 }
 _NAMES: Final[Mapping[str, str]] = {
     "study_code": "Study",
@@ -95,6 +97,8 @@ _NAMES: Final[Mapping[str, str]] = {
     "code_break_id": "Code break",
     "due_at": "Due",
     "recall_id": "Recall",
+    "username": "Person",
+    "confirmed_by": "Confirmed by",
 }
 
 
@@ -106,8 +110,7 @@ def mail_subject(topic: str, study_code: str, mode: str) -> str:
 def mail_text(topic: str, at: str, data: Mapping[str, str | None]) -> str:
     """Return the text of a notice's e-mail."""
     told = [f"{_NAMES[name]}: {value or '-'}" for name, value in data.items()]
-    ending = "This notice holds no treatment; who needs it asks whoever broke the code. Do not answer it."
-    return "\n".join([_WORDS[topic], "", f"Time: {at}", *told, "", ending, ""])
+    return "\n".join([_WORDS[topic], "", f"Time: {at}", *told, "", _ENDINGS[topic], ""])
 
 
 def check_email(address: str) -> str:

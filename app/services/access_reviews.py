@@ -14,7 +14,7 @@ from uuid import UUID
 
 from app.domain.access_reviews import Access, Decision, Verdict, check_decisions, due_at, hash_of, reviewed_line
 from app.domain.encoding import encode
-from app.domain.notices import overdue_review_body
+from app.domain.notices import Notice, Topic
 from app.domain.signatures import RecordKind, SignatureShown
 from app.domain.words import Action, StudyCode
 from app.errors import ReviewOutdated
@@ -153,7 +153,7 @@ def tell_overdue(deployment: Deployment) -> None:
         due = _due(deployment, state)
         # The same for every worker and every round, so that the outbox itself knows whether it was told.
         name = deployment.ring.mac("overdue review", encode(state.study_code, due.isoformat()))
-        body = overdue_review_body(now, state.study_code, deployment.mode, due)
+        body = Notice(Topic.ACCESS_REVIEW, now, state.study_code, deployment.mode, {"due_at": due.isoformat()}).body()
         try:
             with deployment.database.transaction() as tx:
                 if not notices.is_posted(tx, state.study_id, notice_id := UUID(bytes=name[:16], version=4)):

@@ -5,7 +5,7 @@ that was sent by a process that died before it could say so is sent again, under
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from email.message import EmailMessage
 from email.utils import format_datetime
@@ -16,7 +16,15 @@ from uuid import UUID
 import structlog
 
 from app.domain.encoding import encode
-from app.domain.notices import Channel, Notice, Topic, mail_subject, mail_text, next_try_at, webhook_headers
+from app.domain.notices import (
+    Channel,
+    Notice,
+    Topic,
+    mail_subject,
+    mail_text,
+    next_try_at,
+    webhook_headers,
+)
 from app.domain.words import SiteCode, StudyCode, SubjectId
 from app.errors import DatabaseUnavailable, IntegrityBroken
 from app.services.audited import Act, enter_by_service
@@ -25,6 +33,7 @@ from app.storage import notices, studies
 from app.storage.database import AlreadyThere, Transaction
 from app.storage.delivery import NotDelivered
 from app.storage.notices import DueNotice
+from app.storage.studies import StudyHead
 
 LEASE: Final = timedelta(minutes=2)
 """How long whoever has claimed a notice keeps it from others: longer than any sending takes."""
@@ -44,20 +53,33 @@ def tell_of_break(act: Act, code_break_id: UUID, site_code: SiteCode | None, sub
     An outbox that cannot be written stands before no treatment: that is told in the service's output and in the entry (rule D6).
     """
     about = {"site_code": site_code, "subject_id": subject_id, "code_break_id": str(code_break_id)}
-    _tell(act, Topic.CODE_BREAK, about)
+    _put(act, act.study, Topic.CODE_BREAK, about)
 
 
 def tell_of_recall(act: Act, recall_id: UUID) -> None:
     """Put into the outbox, in this transaction, that consignments are called back; no lot, kit or subject."""
-    _tell(act, Topic.RECALL, {"recall_id": str(recall_id)})
+    _put(act, act.study, Topic.RECALL, {"recall_id": str(recall_id)})
 
 
-def _tell(act: Act, topic: Topic, about: Mapping[str, str | None]) -> None:
-    deployment, study = act.deployment, act.study
-    notice = Notice(topic, act.now, study.study_code, deployment.mode, about)
+def tell_of_recovery(act: Act, study_code: StudyCode, username: str, confirmed_by: str) -> None:
+    """Put into the outbox of a study that somebody of it has a second factor anew, for its contacts alone (EUB-15, SIG-07)."""
+    study = studies.find_study(act.tx, study_code)
+    if study is not None:
+        about = {"username": username, "confirmed_by": confirmed_by}
+        _put(act, study, Topic.FACTOR_RECOVERY, about, [Channel.CONTACT])
+
+
+def _put(
+    act: Act,
+    study: StudyHead,
+    topic: Topic,
+    about: Mapping[str, str | None],
+    channels: Collection[Channel] = tuple(Channel),
+) -> None:
+    body = Notice(topic, act.now, study.study_code, act.deployment.mode, about).body()
     try:
         with act.tx.dispensable():
-            notices.add_notice(act.tx, study.study_id, deployment.new_id(), notice.body(), act.now)
+            notices.add_notice(act.tx, study.study_id, act.deployment.new_id(), body, act.now, channels)
     except (DatabaseUnavailable, IntegrityBroken) as error:
         _log.error("notice not written", request_id=act.ctx.request_id, kind=type(error).__name__)
         act.note(after={**(act.after or {}), "notice": "not_written"})

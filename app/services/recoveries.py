@@ -30,6 +30,7 @@ from app.identity.codes import accepted_step, new_secret
 from app.identity.passwords import as_spoken, spoken_code
 from app.services.audited import Act, audited
 from app.services.context import Deployment, RequestContext
+from app.services.outbox import tell_of_recovery, wake_sender
 from app.services.sessions import SignedIn, begin_session
 from app.services.tries import (
     enter_failed_login,
@@ -168,6 +169,11 @@ def complete(ctx: RequestContext, recovery_id: UUID, password: str, one_time_cod
         given = begin_session(act, holder, act.now + act.deployment.limits.session_length, "mfa")
         said = {"confirmed_by": confirmed_by, "identity_check": recovery.identity_check}
         act.note(after={**(act.after or {}), **said})
+        # In the order of their codes, so that two at once wait for each other, and not both.
+        for study_code in sorted(
+            {grant.study_code for grant in _owned(act.tx, holder) if grant.study_code is not None}
+        ):
+            tell_of_recovery(act, study_code, recovery.name, confirmed_by)
         return given
 
     # An id that nobody was given is noise; a known one's failure is entered.
@@ -176,6 +182,7 @@ def complete(ctx: RequestContext, recovery_id: UUID, password: str, one_time_cod
     given = audited(ctx, Action.COMPLETE_FACTOR_RECOVERY, work, target=target, on_refusal=on_refusal)
     # Told to whoever watches the log, as it is seldom; the entry says who and by whose word.
     _log.warning("second factor recovered", request_id=ctx.request_id)
+    wake_sender(ctx.deployment)
     return given
 
 
@@ -195,9 +202,16 @@ def _is_vouched_for(tx: Transaction, recovery: Recovery, by: str, now: datetime)
     """Return whether somebody may vouch for the owner of a recovery, by what both hold now."""
     voucher = people.get_account(tx, by, is_machine=False)
     held = people.list_grants(tx, voucher.principal_id, now)
-    # What has ended, or waits for a training, opens a code break all the same (rule D1); what was revoked opens nothing.
-    owned = [grant for grant in people.list_grants(tx, recovery.principal_id) if grant.revoked_at is None]
+    owned = _owned(tx, recovery.principal_id)
     return voucher.is_active and may_vouch(*([_held(grant) for grant in grants] for grants in (held, owned)))
+
+
+def _owned(tx: Transaction, principal_id: UUID) -> list[people.RoleGrant]:
+    """Return the grants of an account that nobody has revoked.
+
+    What has ended, or waits for a training, opens a code break all the same (rule D1); what was revoked opens nothing.
+    """
+    return [grant for grant in people.list_grants(tx, principal_id) if grant.revoked_at is None]
 
 
 def _held(grant: people.RoleGrant) -> HeldGrant:

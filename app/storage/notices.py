@@ -1,5 +1,6 @@
 """Who is told of code breaks, and the outbox of what they are told. Nothing here tells an arm."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -122,8 +123,15 @@ def record_disabled(tx: Transaction, study_id: UUID, receiver_id: UUID, at: date
 # -- the outbox --------------------------------------------------------------------------------------------------------
 
 
-def add_notice(tx: Transaction, study_id: UUID, notice_id: UUID, body: str, at: datetime) -> None:
-    """Put a notice into the outbox for each receiver that the study has at this moment, in one statement."""
+def add_notice(  # what, to whom and when
+    tx: Transaction,
+    study_id: UUID,
+    notice_id: UUID,
+    body: str,
+    at: datetime,
+    channels: Collection[Channel] = tuple(Channel),
+) -> None:
+    """Put a notice into the outbox for each receiver by these channels that the study has at this moment, in one statement."""
     posted = select(
         _r.study_id,
         literal(notice_id, _n.notice_id.type),
@@ -132,7 +140,12 @@ def add_notice(tx: Transaction, study_id: UUID, notice_id: UUID, body: str, at: 
         literal(at, _n.posted_at.type),
         literal(0, _n.failures.type),
         literal(at, _n.next_try_at.type),
-    ).where(_r.study_id == study_id, _r.removed_at.is_(None), _r.disabled_at.is_(None))
+    ).where(
+        _r.study_id == study_id,
+        _r.channel.in_(channels),
+        _r.removed_at.is_(None),
+        _r.disabled_at.is_(None),
+    )
     columns = ["study_id", "notice_id", "receiver_id", "body", "posted_at", "failures", "next_try_at"]
     tx.execute(insert(tables.notice).from_select(columns, posted))
 

@@ -24,6 +24,7 @@ from app.storage.database import AlreadyThere
 from app.storage.delivery import NotDelivered
 from app.storage.mail_client import MailClient, MailServer
 from app.surroundings import surroundings
+from tests.api.test_recoveries import lost
 from tests.doors import Fault, failing
 from tests.envelopes import envelope_study, writing_when_told
 from tests.harness import STUDY, House, Json, expect
@@ -37,6 +38,28 @@ SENDER: Final = "snose@hospital.example.org"
 SAFETY: Final = "safety@sponsor.example.org"
 WRONG: Final = ("", "nobody", "a@b", "ä@example.org", "a@example.org\nBcc: x@example.org", 7, f"a@{'x' * 300}.org")
 UNKNOWN: Final = "00000000-0000-4000-8000-000000000000"
+
+
+def test_a_recovered_factor_is_told_to_every_study_of_its_owner(told: RunningStudy, server: Server) -> None:
+    """Whose it is, and by whose word: nobody who knew a password and a colleague's code goes unseen. [EUB-15, SIG-07, EUB-22]"""
+    house, doctor = told.house, told.investigator
+    house.grant(doctor, "monitor", "UNREGISTERED")
+    expect(told.study_admin.post(f"{S}/webhooks", json={"url": "http://127.0.0.1:9/"}), 201)
+    colleague = house.person("safety_officer")
+    gone = lost(doctor)
+    expect(gone.confirmed_by(colleague), 200)
+    assert outbox_of(house) == []
+    expect(gone.completed(), 201)
+    # By e-mail alone: what a machine is told is about subjects.
+    assert len(outbox_of(house)) == 1
+    send(house)
+    mail = server.wait()
+    text = text_of(mail)
+    assert mail["Subject"] == f"[test] {STUDY}: second factor"
+    assert text.startswith("A lost second factor was recovered.")
+    assert f"Person: {doctor.username}" in text
+    assert f"Confirmed by: {colleague.username}" in text
+    assert gone.secret not in text
 
 
 @pytest.fixture
