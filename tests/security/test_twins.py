@@ -126,7 +126,6 @@ UNMET: Final[Mapping[str, str]] = {
     "malformed_code": "a code in a request is a field, and answered as invalid; one in an import as faulty_import",
     "unsafe_setting": "said to the operator at start, before there is a caller",
     "provider_unavailable": "no issuer of the script is asked over a network; one that is, in tests/api/test_provider_keys.py",
-    "sign_in_refused": "nor does anybody sign in there; they do in tests/api/test_sign_ins.py",
     "passkeys_off": "the script is of a deployment that takes passkeys; the other is in tests/api/test_passkeys.py",
 }
 """Errors that no caller can meet, each with its reason."""
