@@ -7,6 +7,7 @@ from typing import Any, Final
 import pytest
 from sqlalchemy import select, update
 
+from app.domain.notices import mail_text
 from app.services import access_reviews, safety
 from app.services.keeper import Keeper
 from app.services.startup import Surroundings
@@ -185,6 +186,10 @@ class TestOverdue:
         [notice] = told()
         assert notice["type"] == "access_review.overdue"
         assert set(notice["data"]) == {"study_code", "mode", "due_at"}
+        mail = mail_text(notice["type"], notice["timestamp"], notice["data"])
+        assert mail.startswith("The review of who has access to the study is overdue.")
+        assert f"Due: {notice['data']['due_at']}" in mail
+        assert "code" not in mail
         body = {"subject_id": "01-0001", "reason_code": "overdose"}
         expect(doctor.post(f"{S}/code-breaks", json=body, step_up=True), 201)
         expect(admin.post(REVIEWS, json=decided(current(admin)), step_up=True), 201)
@@ -206,3 +211,6 @@ class TestOverdue:
         assert findings(house) == []
         house.restart(access_review_days=90)
         assert len(findings(house)) == 1
+        # What is wrong with the database itself is told elsewhere, and hides nothing else.
+        house.settings = house.settings.model_copy(update={"database_url": "sqlite:////nowhere/at/all.db"})
+        assert findings(house) == []

@@ -84,6 +84,7 @@ class TestRound:
             ("take_in_keys", "DatabaseUnavailable"),
             ("compare", "DatabaseUnavailable"),
             ("put_aside", "DatabaseUnavailable"),
+            ("tell_overdue", "DatabaseUnavailable"),
             ("publish", "DatabaseUnavailable"),
         ]
         with capture_logs() as logs:
