@@ -23,7 +23,8 @@ import app.cli.demo
 import app.cli.keys
 import app.cli.migrating
 import app.cli.operating
-import app.cli.serving  # noqa: F401  # loaded for those that are forked, like the others
+import app.cli.serving
+import app.cli.sign_in  # noqa: F401  # loaded for those that are forked, like the others
 from app.cli import main
 from tests.reliability.zygote import Json, Zygote
 

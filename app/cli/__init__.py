@@ -22,6 +22,7 @@ _MODULES: Final = {
     "serve": "serving",
     "migrate": "migrating",
     "doctor": "operating",
+    "sign-in": "sign_in",
     "certificate": "certificate",
     "open": "opening",
     "verify": "verifying",

@@ -85,13 +85,9 @@ _WORDS: Final[Mapping[str, str]] = {
 }
 _ENDINGS: Final[Mapping[str, str]] = {
     Topic.CODE_BREAK: "This notice holds no treatment; who needs it asks whoever broke the code. Do not answer it.",
-    Topic.ACCESS_REVIEW: "Do not answer this notice.",
+    Topic.ACCESS_REVIEW: "A study administrator looks at it and signs. Do not answer this notice.",
     Topic.RECALL: "This notice holds no treatment. Do not answer it.",
     Topic.FACTOR_RECOVERY: "Do not answer this notice.",
-}
-_ENDINGS: Final[Mapping[str, str]] = {
-    Topic.CODE_BREAK: "This notice holds no treatment; who needs it asks whoever broke the code. Do not answer it.",
-    Topic.ACCESS_REVIEW: "A study administrator looks at it and signs. Do not answer this notice.",
 }
 _NAMES: Final[Mapping[str, str]] = {
     "study_code": "Study",
