@@ -22,7 +22,9 @@ class ProviderSignInRequest(Body):
     """At which provider a person signs in, and where the browser comes back to."""
 
     issuer: IssuerField
-    redirect_uri: Annotated[str, StringConstraints(pattern=r"^https?://[!-~]{1,480}$"), Field(examples=["http://127.0.0.1:49152/"])]
+    redirect_uri: Annotated[
+        str, StringConstraints(pattern=r"^https?://[!-~]{1,480}$"), Field(examples=["http://127.0.0.1:49152/"])
+    ]
     step_up: Annotated[bool, Field(examples=[False], description="ask for a second proof there, given anew")] = False
 
 
