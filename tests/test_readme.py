@@ -64,9 +64,24 @@ def free_port() -> str:
         return str(listener.getsockname()[1])
 
 
-def told_by(title: str, folder: Path, port: str) -> str:
-    """Return what the commands of a section print, run as they stand but for the port."""
-    script = "\n".join(re.findall(r"^```sh\n(.*?)^```", section(title), re.MULTILINE | re.DOTALL))
+BROWSER: Final = '''
+"""Stands for a person who signs in at the provider of the tests, in a browser that goes where it is sent."""
+import sys, httpx
+from tests.provider import PASSWORD, PERSON
+said = httpx.post(sys.argv[1], data={"username": PERSON, "password": PASSWORD}, follow_redirects=True, trust_env=False)
+said.raise_for_status()
+'''
+
+
+def commands(title: str) -> list[str]:
+    """Return the blocks of commands in a section."""
+    return re.findall(r"^```sh\n(.*?)^```", section(title), re.MULTILINE | re.DOTALL)
+
+
+def told_by(script: str, folder: Path, *ports: str) -> str:
+    """Return what commands print, run as they stand but for the ports."""
+    for port in ports:
+        script = script.replace(port, free_port())
     tools = folder / "bin"
     tools.mkdir()
     # Small scripts, not links: by a link Python would not know the environment that it belongs to.
@@ -76,13 +91,20 @@ def told_by(title: str, folder: Path, port: str) -> str:
         (tools / "curl.py").write_text(CURL)
         (tools / "curl").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tools / "curl.py"}" "$@"\n')
         (tools / "curl").chmod(0o755)
-    for tool in ("python", "snose"):
+    (tools / "browser").write_text(f"#!{sys.executable}\n{BROWSER}")
+    for tool in ("python", "snose", "browser"):
         (tools / tool).chmod(0o755)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SNOSE_")}
     with subprocess.Popen(
-        ["/bin/bash", "-euo", "pipefail", "-c", script.replace(port, free_port())],
+        ["/bin/bash", "-euo", "pipefail", "-c", script],
         cwd=folder,
-        env={**inherited, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "no_proxy": "*"},
+        env={
+            **inherited,
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "no_proxy": "*",
+            "BROWSER": f"{tools / 'browser'} %s",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -101,7 +123,8 @@ def told_by(title: str, folder: Path, port: str) -> str:
 class TestTour:
     def test_runs_as_it_stands(self, tmp_path: Path) -> None:
         """The five-minute tour ends in an allocation without an arm, a challenge, and a treatment. [EUB-03, USR-15]"""
-        allocated, _, rest = told_by("Five minutes", tmp_path, "8123").partition("HTTP/1.1 401")
+        script = "\n".join(commands("Five minutes"))
+        allocated, _, rest = told_by(script, tmp_path, "8123").partition("HTTP/1.1 401")
         assert json.loads(allocated)["subject_id"] == "01-0001"
         assert "insufficient_user_authentication" in rest
         broken = json.loads(rest[rest.rindex('{"code_break_id"') :])
@@ -110,11 +133,22 @@ class TestTour:
         assert broken["arm_code"] not in allocated
 
     def test_a_hospital_begins(self, tmp_path: Path) -> None:
-        """From an empty folder to a kit for the first subject, after two have practised the code break. [EUB-16, EUB-18]"""
-        told = told_by("From nothing to a first subject", tmp_path, "8124").split()
-        assert told.count("TEST") == told.count("DRILL:") == 2
-        assert told[-3:-1] == ["True", "open"]
-        assert normalise_kit_code(told[-1]) == told[-1]
+        """From an empty folder to a kit for the first subject, after two have practised the code break. [EUB-16, EUB-18]
+
+        Then one of them signs in at the hospital's own provider, practises by a second proof given there, and randomizes. [SIG-02]
+        """
+        *begin, end = commands("From nothing to a first subject")
+        provider, *with_provider = commands("A hospital with an OpenID provider")
+        started = f"{provider.strip()} > provider.log 2>&1 &\nuntil [ -s provider.log ]; do sleep 0.2; done\n"
+        script = "\n".join([*begin, "echo PROVIDER", started, *with_provider, end.replace("%1", "%1 %2")])
+        alone, _, provided = told_by(script, tmp_path, "8124", "9400").partition("PROVIDER\n")
+        assert alone.count("TEST DRILL") == 2
+        assert alone.split()[-3:-1] == ["True", "open"]
+        assert provided.count("TEST DRILL") == 1
+        assert "doctor.dan" in provided.splitlines()
+        kits = {alone.split()[-1], provided.split()[-1]}
+        assert {normalise_kit_code(kit) for kit in kits} == kits
+        assert len(kits) == 2
 
 
 class TestFacts:
