@@ -100,6 +100,7 @@ class Doors(WholePlay):
         paths = ["/v1/me", study, f"{study}/sites", f"{study}/schedules", f"{study}/allocations?limit=500"]
         paths += [f"{study}/{one}" for one in REGISTERS]
         paths += [f"{study}/sites/{self.site_code}/kits?limit=500", f"{study}/sites/{self.site_code}/worklist"]
+        paths += [f"{study}/sites/{self.site_code}/call-backs?limit=500"]
         paths += [f"{study}/trail?limit=500", f"{study}/trail/checkpoint"]
         for number in SUBJECTS[: 1 if self.only_some else None]:
             subject = self.subject_id(number)
@@ -117,7 +118,7 @@ WATCHED: Final = (
 REGISTERS: Final = (
     *("code-breaks", "safety-unblindings", "accidental-unblindings", "third-party-unblindings"),
     *("interim-unblinding-requests", "unblinding-log?limit=500", "unblinding-log/export"),
-    *("envelopes", "contacts", "webhooks", "drills", "delegations"),
+    *("envelopes", "contacts", "webhooks", "drills", "delegations", "recalls"),
 )
 
 
@@ -138,6 +139,7 @@ DOORS: Final[Mapping[str, OneDoor]] = {
     "interim": OneDoor(Doors.show_a_board),
     "packing_list": OneDoor(Doors.pack_and_import),
     "preparation": OneDoor(Doors.prepare_a_dose),
+    "recall": OneDoor(Doors.call_back, is_told=True),
     "final": OneDoor(Doors.end),
 }
 """By the kind, as the unblinding log calls it; in the order in which they are played."""
@@ -305,8 +307,9 @@ def telling(play: Doors) -> Iterator[None]:
             note = replace(note, after={**(note.after or {}), "group": arms[play.subject_id(1)][0]})
         return compose(tx, ctx, head, note, now)
 
-    def notice(topic: Any, at: Any, code: Any, mode: Any, site: Any, subject: Any, code_break_id: Any) -> Notice:  # noqa: ANN401  # likewise
-        return Notice(topic, at, code, mode, f"{site} {arms[subject]}", subject, code_break_id)  # type: ignore[arg-type]  # a fault
+    def notice(topic: Any, at: Any, code: Any, mode: Any, about: Any) -> Notice:  # noqa: ANN401  # likewise
+        arm = arms[about.get("subject_id") or play.subject_id(1)]
+        return Notice(topic, at, code, mode, {**about, "site_code": f"{about.get('site_code')} {arm}"})
 
     def shown(*asked: Any) -> Any:  # noqa: ANN401  # likewise
         page = list_accidents(*asked)
