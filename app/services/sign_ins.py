@@ -21,7 +21,7 @@ from uuid import UUID
 from app.domain.encoding import encode
 from app.domain.sign_ins import is_registered
 from app.domain.words import Action
-from app.errors import Invalid, Missing, ProviderUnavailable, SignInRefused, SnoseError
+from app.errors import Invalid, Missing, ProviderUnavailable, SignInRefused, SnoseError, TooManyAttempts
 from app.identity import discovery, id_tokens
 from app.identity.access_tokens import Vouched
 from app.identity.discovery import Description
@@ -31,6 +31,7 @@ from app.services.audited import Act, audited
 from app.services.context import Deployment, RequestContext
 from app.services.providers import demands_of, secret_context
 from app.services.sessions import SignedIn, apart, begin_session
+from app.services.tries import put_to_network, refuse_noisy_network
 from app.storage import clients, issuers, people
 from app.storage.database import Transaction
 from app.storage.issuers import Issuer, Link
@@ -39,6 +40,8 @@ LIFE: Final = timedelta(minutes=10)
 FRESH: Final = timedelta(seconds=300)
 """How long ago a second proof may have been given there."""
 _OK: Final = 200
+_DOOR: Final = "sign-in at "
+"""Apart from passwords, so that who guesses at these slows nobody here, where there is nothing to guess."""
 _SALT_LENGTH: Final = 16
 
 
@@ -107,9 +110,17 @@ def begin(ctx: RequestContext, issuer: str, redirect_uri: str, *, step_up: bool)
 def complete(ctx: RequestContext, sign_in_key: str, code: str, state: str, issuer: str | None) -> SignedIn:
     """Return a session of whom the provider vouches for; with a second proof when it was given there just now.
 
-    Raises ``SignInRefused`` and ``ProviderUnavailable``, each entered with one word of why; a key that is none of ours is noise.
+    Raises ``SignInRefused`` and ``ProviderUnavailable``, each entered with one word of why; a key that is none of ours is noise,
+    and so is ``TooManyAttempts`` for a network from which too many were refused.
     """
     asked = _opened(ctx.deployment, sign_in_key)
+    if asked is not None:
+        # Whoever begins sign-ins only to fail with them neither fills the log nor has the provider asked without end.
+        try:
+            apart(ctx.deployment, lambda tx: refuse_noisy_network(ctx, tx, _DOOR))
+        except TooManyAttempts:
+            ctx.deployment.noise.count(ctx.network)
+            raise
     known = TokenRefused("key") if asked is None else _known(ctx, asked, _Back(code, state, issuer))
     link = known.link if isinstance(known, _Known) else None
     target = {"username": link.name if link is not None else "unknown"}
@@ -135,7 +146,11 @@ def complete(ctx: RequestContext, sign_in_key: str, code: str, state: str, issue
             proof_at=proof_at if is_fresh else None,
         )
 
-    on_refusal = _enter_failed_login if asked is not None else None
+    def enter(tx: Transaction, error: SnoseError) -> None:
+        if isinstance(error, SignInRefused):
+            put_to_network(ctx, tx, _DOOR)
+
+    on_refusal = enter if asked is not None else None
     return audited(ctx, Action.SIGN_IN, work, target=target, on_refusal=on_refusal)
 
 
@@ -281,7 +296,3 @@ def _held(act: Act, known: _Known) -> tuple[UUID, UUID]:
         why = "machine" if kept.is_machine else "revoked"
     act.lasting = {"why": why}
     raise SignInRefused
-
-
-def _enter_failed_login(_tx: Transaction, _error: SnoseError) -> None:
-    """Ask the door to enter the refusal although nobody known is asking (rule E1)."""

@@ -61,8 +61,8 @@ def try_password(ctx: RequestContext, name: str, password: str, *, is_known: boo
     bucket = None if is_known else bucket_of(ctx.deployment, name.encode("utf-8", "surrogatepass"))
 
     def charge(tx: Transaction) -> tuple[Credential | None, int]:
-        if not is_known and ctx.network != UNKNOWN_NETWORK:
-            refuse_network(people.find_settling(tx, _bucket_of_network(ctx)), ctx.now())
+        if not is_known:
+            refuse_noisy_network(ctx, tx)
         return charge_name(ctx, tx, name, bucket)
 
     (credential, guesses), fault = look(ctx, password, charge, is_known=is_known)
@@ -168,17 +168,28 @@ def failed_login(ctx: RequestContext, tried: Tried) -> Callable[[Transaction, Sn
     """
 
     def count(tx: Transaction, error: SnoseError) -> None:
-        if tried.bucket is None or ctx.network == UNKNOWN_NETWORK or not isinstance(error, WrongCredentials):
-            return
-        bucket = _bucket_of_network(ctx)
-        _, settled_at, _ = people.hold_password_tries(tx, bucket)
-        people.record_password_tries(tx, bucket, 0, network_settles_at(settled_at, ctx.now()), 0)
+        if tried.bucket is not None and isinstance(error, WrongCredentials):
+            put_to_network(ctx, tx)
 
     return count
 
 
-def _bucket_of_network(ctx: RequestContext) -> int:
-    return _NETWORK_BUCKETS + bucket_of(ctx.deployment, ctx.network.encode())
+def refuse_noisy_network(ctx: RequestContext, tx: Transaction, at: str = "") -> None:
+    """Raise ``TooManyAttempts`` while too many wrong tries came from the caller's network, at passwords or ``at`` another door."""
+    if ctx.network != UNKNOWN_NETWORK:
+        refuse_network(people.find_settling(tx, _bucket_of_network(ctx, at)), ctx.now())
+
+
+def put_to_network(ctx: RequestContext, tx: Transaction, at: str = "") -> None:
+    """Put one wrong try to the account of the caller's network."""
+    if ctx.network != UNKNOWN_NETWORK:
+        bucket = _bucket_of_network(ctx, at)
+        _, settled_at, _ = people.hold_password_tries(tx, bucket)
+        people.record_password_tries(tx, bucket, 0, network_settles_at(settled_at, ctx.now()), 0)
+
+
+def _bucket_of_network(ctx: RequestContext, at: str) -> int:
+    return _NETWORK_BUCKETS + bucket_of(ctx.deployment, f"{at}{ctx.network}".encode())
 
 
 def enter_failed_login(_tx: Transaction, _error: SnoseError) -> None:

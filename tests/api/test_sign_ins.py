@@ -412,6 +412,23 @@ class TestNegatives:
             release.set()
 
     @pytest.mark.parametrize("database_kind", ["sqlite"])
+    def test_a_network_that_only_fails_is_slowed_down(self, house: House, idp: Provider) -> None:
+        """Neither the log nor the provider is flooded by strangers; passwords of that network go on [E1, USR-10]"""
+        at = hospital(house, idp)
+        begun, stranger = at.begin(), house.client.at("198.51.100.7")
+        body = {"sign_in_key": begun["sign_in_key"], "code": "x", "state": "x"}
+        for _ in range(30):
+            expect(stranger.post("/v1/sign-ins/completion", json=body), 401)
+        entries, asked = len(house.trail()), len(idp.asked)
+        house.deployment.noise.take()
+        assert expect(stranger.post("/v1/sign-ins/completion", json=body), 429)["code"] == "too_many_attempts"
+        assert house.deployment.noise.take() == {"198.51.100.0/24": 1}
+        assert (len(house.trail()), len(idp.asked)) == (entries, asked)
+        sent = {"username": at.doctor.username, "password": at.doctor.password}
+        expect(stranger.post("/v1/sessions", json=sent), 201)
+        at.come_back(begun, idp.browse(begun["authorization_url"]))
+
+    @pytest.mark.parametrize("database_kind", ["sqlite"])
     def test_a_build_that_checks_no_nonce_is_caught(self, house: House, idp: Provider) -> None:
         """Negative control: with any nonce taken for the right one, a token of another sign-in opens [T19]"""
         at = hospital(house, idp)
