@@ -16,7 +16,7 @@ from tests.security.asvs_levels import REQUIREMENTS, WANTED, WANTED_L3
 Trace = Mapping[str, Mapping[str, Any]]
 
 TRACE: Final[Trace] = tomllib.loads((Path(__file__).parent / "asvs.toml").read_text(encoding="utf-8"))
-AWAITED: Final = frozenset({"10.1.2", "10.2.1", "10.2.2", "10.5.1", "10.5.2", "10.5.3", "10.5.4"})
+AWAITED: Final[frozenset[str]] = frozenset()
 """What is being built beside this; emptied when it has landed."""
 TELLING: Final = ("README.md", "app/domain/security.md", "app/services/safety.py")
 """Where an operator or an assessor reads; the last is what `snose doctor` says."""
