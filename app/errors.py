@@ -340,6 +340,16 @@ class KitMismatch(Conflict):
     advice = "Do not give it. Read the subject's assigned kit codes and scan again."
 
 
+class SubjectMismatch(Conflict):
+    """Whom the caller named to be sure is not whom the code would be broken for (EUB-21)."""
+
+    code = "subject_mismatch"
+    title = "This is not the subject that you named to confirm"
+    advice = (
+        "Nothing was opened, and your proof is not spent. Read the identifiers again, or leave confirm_subject_id out."
+    )
+
+
 class AlreadyDispensed(Conflict):
     """The kit was given to this subject before."""
 

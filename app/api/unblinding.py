@@ -74,6 +74,9 @@ class CodeBreakRequest(Body):
     requested_by: (
         Annotated[Text, Field(description="required from a safety officer: who asks, and from where")] | None
     ) = None
+    confirm_subject_id: SubjectField | None = Field(
+        default=None, description="whom one believes it to be: for another one nothing is opened (409)"
+    )
 
     def request(self) -> unblinding.CodeBreakRequest:
         """Return the request in the service's words."""
@@ -82,6 +85,7 @@ class CodeBreakRequest(Body):
             None if self.kit_code is None else KitCode(self.kit_code),
             ReasonCode(self.reason_code),
             self.requested_by,
+            self.confirm_subject_id,
         )
 
 

@@ -32,6 +32,7 @@ class Topic(StrEnum):
     ACCESS_REVIEW = "access_review.overdue"
     RECALL = "recall.started"
     FACTOR_RECOVERY = "second_factor.recovered"
+    FREQUENT = "code_breaks.frequent"
 
 
 PAUSES: Final = (
@@ -80,6 +81,7 @@ class Notice:
 _WORDS: Final[Mapping[str, str]] = {
     Topic.CODE_BREAK: "The code of one subject was broken.",
     Topic.ACCESS_REVIEW: "The review of who has access to the study is overdue.",
+    Topic.FREQUENT: "Codes are broken more often than usual, by one person or at one site; nothing was hindered.",
     Topic.RECALL: "Consignments are called back: each site finds its kits on its list of call-backs.",
     Topic.FACTOR_RECOVERY: "A lost second factor was recovered. If its owner knows nothing of it, have the account reset at once.",
 }
@@ -87,6 +89,7 @@ _ENDINGS: Final[Mapping[str, str]] = {
     Topic.CODE_BREAK: "This notice holds no treatment; who needs it asks whoever broke the code. Do not answer it.",
     Topic.ACCESS_REVIEW: "A study administrator looks at it and signs. Do not answer this notice.",
     Topic.RECALL: "This notice holds no treatment. Do not answer it.",
+    Topic.FREQUENT: "This notice holds no treatment. Do not answer it.",
     Topic.FACTOR_RECOVERY: "Do not answer this notice.",
 }
 _NAMES: Final[Mapping[str, str]] = {
@@ -99,6 +102,8 @@ _NAMES: Final[Mapping[str, str]] = {
     "recall_id": "Recall",
     "username": "Person",
     "confirmed_by": "Confirmed by",
+    "by_person_in_a_day": "By this person, in 24 hours",
+    "at_site_in_a_day": "At this site, in 24 hours",
 }
 
 

@@ -580,7 +580,7 @@ class _Door:
             # Whatever an unknown caller was refused for: counted, so that nobody can flood the trail (rule E1).
             ctx.deployment.noise.count(ctx.network)
             return
-        if _is_failed_signing(self.action, error):
+        if self._is_failed_signing(error):
             # Told at once to whoever watches the log; the entry says who it was (SIG-10).
             _log.warning("signing refused", action=self.action, code=error.code, request_id=ctx.request_id)
         made = self.made if isinstance(error, OutcomeUnknown) and on_withheld is not None else None
@@ -610,6 +610,19 @@ class _Door:
                 on_withheld(tx, cast("T", made))
 
         self._enter_apart(note, self.head, refuse, withhold)
+
+    def _is_failed_signing(self, error: SnoseError) -> bool:
+        """Return whether somebody has tried to sign without the right, or with a second component that was old, spent or wrong.
+
+        Who gave none is told to give one, as RFC 9470 has it: that is how a client begins, and no alarm.
+        """
+        if self.action is Action.STEP_UP:
+            return isinstance(error, TooManyAttempts | WrongOneTimeCode)
+        if self.action not in policy.SIGNING:
+            return False
+        if isinstance(error, StepUpRequired):
+            return self.ctx.signed is not None or (self.caller is not None and self.caller.proof is not None)
+        return isinstance(error, Forbidden)
 
     def _enter_apart(
         self,
@@ -692,13 +705,6 @@ class _Door:
             site_code=act.site_code,
         )
         self._enter_apart(note, act.head, lambda _tx: None, lambda tx: on_withheld(tx, result))
-
-
-def _is_failed_signing(action: Action, error: SnoseError) -> bool:
-    """Return whether somebody has tried to sign, and the second component was missing, old, spent or wrong."""
-    if action is Action.STEP_UP:
-        return isinstance(error, TooManyAttempts | WrongOneTimeCode)
-    return action in policy.SIGNING and isinstance(error, Forbidden | StepUpRequired)
 
 
 def _outcome_of(error: SnoseError) -> str:

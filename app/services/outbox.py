@@ -16,6 +16,7 @@ from uuid import UUID
 import structlog
 
 from app.domain.encoding import encode
+from app.domain.frequency import USUAL_AT_SITE, USUAL_BY_PERSON
 from app.domain.notices import (
     Channel,
     Notice,
@@ -54,6 +55,13 @@ def tell_of_break(act: Act, code_break_id: UUID, site_code: SiteCode | None, sub
     """
     about = {"site_code": site_code, "subject_id": subject_id, "code_break_id": str(code_break_id)}
     _put(act, act.study, Topic.CODE_BREAK, about)
+
+
+def tell_of_frequency(act: Act, site_code: SiteCode | None, by_person: int, at_site: int) -> None:
+    """Put into the outbox that codes are broken unusually often; once for each time that it begins, not for each break."""
+    if by_person == USUAL_BY_PERSON + 1 or at_site == USUAL_AT_SITE + 1:
+        counts = {"by_person_in_a_day": str(by_person), "at_site_in_a_day": str(at_site)}
+        _put(act, act.study, Topic.FREQUENT, {"site_code": site_code, **counts})
 
 
 def tell_of_recall(act: Act, recall_id: UUID) -> None:

@@ -7,12 +7,13 @@ signed: whatever disagrees gives no answer. No entry here has a field for an arm
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Final, cast
+from typing import Any, Final, cast
 from uuid import UUID
 
 import structlog
 
 from app.domain.drills import ONE_GO, seconds_to_reveal
+from app.domain.frequency import WATCHED, is_frequent
 from app.domain.kits import STEPS, Step
 from app.domain.sealed import Column, SealContext
 from app.domain.signatures import RecordKind, SignatureShown
@@ -31,11 +32,14 @@ from app.domain.words import (
 )
 from app.errors import (
     AlreadyExists,
+    DatabaseUnavailable,
     IllegalTransition,
+    IntegrityBroken,
     Invalid,
     Missing,
     SecondPersonRequired,
     SnoseError,
+    SubjectMismatch,
 )
 from app.sealing.recipients import encrypt_to
 from app.services import pages
@@ -44,7 +48,7 @@ from app.services.audited import Act, Receipt, Unfinished, audited
 from app.services.context import RequestContext
 from app.services.evidence import safety_context
 from app.services.final_package import FinalPackage
-from app.services.outbox import tell_of_break, wake_sender
+from app.services.outbox import tell_of_break, tell_of_frequency, wake_sender
 from app.services.signatures import Content, code_break_content, request_content, sign, with_signatures
 from app.services.treatments import Shown, contact_when_unavailable, open_kit_of_nobody, open_subject
 from app.storage import allocations, dual_control, kits, trail, unblinding
@@ -70,6 +74,8 @@ class CodeBreakRequest:
     kit_code: KitCode | None
     reason_code: ReasonCode
     requested_by: str | None
+    confirm_subject_id: str | None = None
+    """Whom the caller believes it to be, where they wish to be sure (EUB-21)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,8 @@ class CodeBreak:
 def break_code(ctx: RequestContext, study: StudyCode, wanted: CodeBreakRequest) -> CodeBreak:
     """Return one subject's treatment once its reveal is durably recorded; nothing but a missing proof stands before it.
 
-    Raises ``Invalid`` for a safety officer who names no requester, ``Missing``, and ``RevealUnavailable`` with the back-up contact
+    Raises ``Invalid`` for a safety officer who names no requester, ``Missing``, ``SubjectMismatch`` for another subject than the
+    caller named to be sure, and ``RevealUnavailable`` with the back-up contact
     for whatever else keeps the answer from leaving.
     """
     with contact_when_unavailable(ctx) as contact:
@@ -192,6 +199,9 @@ def _put_aside(act: Act, kit: KitRow, *, is_locked: bool) -> None:
 
 def _break(act: Act, wanted: CodeBreakRequest, kit_id: UUID | None, shown: Shown) -> CodeBreak:
     """Record the break and return the answer; it leaves when the entry is committed and under a checkpoint."""
+    if wanted.confirm_subject_id is not None and subject_key(wanted.confirm_subject_id) != shown.subject_key:
+        # Of a kit of nobody's too. Raised before anything is kept, so that nothing of it is spent, put aside or told.
+        raise SubjectMismatch
     sites = act.decision.sites
     code_break = NewCodeBreak(
         act.deployment.new_id(),
@@ -208,6 +218,7 @@ def _break(act: Act, wanted: CodeBreakRequest, kit_id: UUID | None, shown: Shown
     )
     unblinding.add_code_break(act.tx, act.study.study_id, code_break)
     tell_of_break(act, code_break.code_break_id, shown.site_code, shown.subject_id)
+    often = _frequent(act, shown.site_code)
     act.outcome = unblinding.AUTHORISED
     act.note(
         after={
@@ -220,6 +231,7 @@ def _break(act: Act, wanted: CodeBreakRequest, kit_id: UUID | None, shown: Shown
             **({"password_expired": True} if act.principal.password_expired else {}),
             # And so do a delegation that has ended and was not revoked, a training not on record, a factor just recovered.
             **_lapsed(act, shown.site_code),
+            **often,
         },
         restricted={"requested_by": wanted.requested_by} if wanted.requested_by else None,
     )
@@ -227,6 +239,34 @@ def _break(act: Act, wanted: CodeBreakRequest, kit_id: UUID | None, shown: Shown
     return CodeBreak(
         code_break.code_break_id, shown.subject_id, shown.arm_code, shown.treatment, shown.kit_codes, act.now
     )
+
+
+def _frequent(act: Act, site_code: SiteCode | None) -> dict[str, Any]:
+    """Return what is unusual in how often this person, or this site, breaks codes: told at once, and no hindrance (EUB-20).
+
+    Counted beside the break: a count that cannot be had keeps the treatment from nobody.
+    """
+    person = act.principal.name
+    try:
+        with act.tx.dispensable():
+            recent = unblinding.list_recent_breaks(act.tx, act.study.study_id, act.now - WATCHED)
+    except (DatabaseUnavailable, IntegrityBroken) as error:
+        _log.error("code breaks not counted", kind=type(error).__name__, request_id=act.ctx.request_id)
+        return {}
+    by_person = sum(one.broken_by == person for one in recent)
+    at_site = sum(one.site_code == site_code for one in recent)
+    if not is_frequent(by_person, at_site):
+        return {}
+    _log.warning(
+        "frequent code breaks",
+        study=act.study.study_code,
+        site=site_code,
+        by_person=by_person,
+        at_site=at_site,
+        request_id=act.ctx.request_id,
+    )
+    tell_of_frequency(act, site_code, by_person, at_site)
+    return {"alert": "frequent_code_breaks", "by_person_in_a_day": by_person, "at_site_in_a_day": at_site}
 
 
 def _lapsed(act: Act, site_code: SiteCode | None) -> dict[str, bool]:

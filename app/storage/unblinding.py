@@ -3,10 +3,10 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Row, ScalarSelect, and_, case, func, insert, or_, select, update
+from sqlalchemy import Row, ScalarSelect, and_, bindparam, case, func, insert, or_, select, update
 
 from app.domain.kits import STEPS, Step
 from app.domain.sealed import Sealed
@@ -203,6 +203,27 @@ def list_break_times(
         )
     )
     return [(row.broken_by, row.broken_at) for row in rows]
+
+
+class RecentBreak(NamedTuple):
+    """By whom and where a code was broken."""
+
+    broken_by: str
+    site_code: SiteCode | None
+
+
+_RECENT: Final = (
+    select(_b.broken_by, _b.site_code)
+    .where(_b.study_id == bindparam("study_id"), _b.broken_at >= bindparam("since"))
+    .order_by(_b.broken_at.desc())
+    .limit(1000)
+)
+
+
+def list_recent_breaks(tx: Transaction, study_id: UUID, since: datetime) -> list[RecentBreak]:
+    """Return by whom and where codes were broken since a moment; of very many, the newest thousand."""
+    rows = tx.execute(_RECENT, {"study_id": study_id, "since": since})
+    return [RecentBreak(row.broken_by, row.site_code) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,9 +141,27 @@ class TestSigning:
             assert (answer.status_code, answer.json()["code"]) == refused
             entry = house.trail(STUDY)[-1]
             assert (entry["action"], entry["outcome"]) == (action, "denied")
-            alarm = next(line for line in logs if line["event"] == "signing refused")
-            assert (alarm["action"], alarm["code"], alarm["log_level"]) == (action, refused[1], "warning")
-            assert alarm["request_id"] == entry["request_id"]
+            alarms = [line for line in logs if line["event"] == "signing refused"]
+            # Who gave no proof yet is asked for one, which is how a client begins (RFC 9470).
+            assert len(alarms) == (caller is machine)
+            for alarm in alarms:
+                assert (alarm["action"], alarm["code"], alarm["log_level"]) == (action, refused[1], "warning")
+                assert alarm["request_id"] == entry["request_id"]
+        for failure in ("spent", "stale"):
+            token = study.investigator.elevated_token()
+            if failure == "spent":
+                expect(house.send("POST", f"{S}/code-breaks", token=token, json=BREAK), 201)
+                before += 1
+            else:
+                house.clock.advance(FRESH + timedelta(seconds=1))
+            with capture_logs() as logs:
+                expect(house.send("POST", f"{S}/code-breaks", token=token, json=BREAK), 401)
+            assert [line["code"] for line in logs if line["event"] == "signing refused"] == ["step_up_required"]
+        with capture_logs() as logs:
+            foreign = {"Snose-Passkey": "e30"}
+            headers = {**foreign, "Authorization": f"Bearer {study.investigator.token()}"}
+            expect(study.investigator.post(f"{S}/code-breaks", json=BREAK, headers=headers), 401)
+        assert [line["code"] for line in logs if line["event"] == "signing refused"] == ["step_up_required"]
         with capture_logs() as logs:
             wrong = house.send("POST", "/v1/sessions/step-up", token=study.investigator.token(), json={"otp": "000000"})
         assert wrong.status_code == 401
