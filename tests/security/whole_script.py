@@ -119,6 +119,7 @@ class WholePlay(Play):
         self.prove_anew(officer)
         self.ask(officer, "POST", breaks, behalf, step_up=True)
         in_hand = {"kit_code": self.kits_of(8)[0]["kit_code"], "reason_code": "urgent_treatment_decision"}
+        self.tell(elsewhere, "POST", breaks, {**in_hand, "confirm_subject_id": self.subject_id(4)}, step_up=True)
         self.ask(elsewhere, "POST", breaks, in_hand, step_up=True)
         for who in (officer, elsewhere):
             self.prove_anew(who)
