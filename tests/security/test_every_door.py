@@ -308,8 +308,8 @@ def telling(play: Doors) -> Iterator[None]:
         return compose(tx, ctx, head, note, now)
 
     def notice(topic: Any, at: Any, code: Any, mode: Any, about: Any) -> Notice:  # noqa: ANN401  # likewise
-        arm = arms[about.get("subject_id") or play.subject_id(1)]
-        return Notice(topic, at, code, mode, {**about, "site_code": f"{about.get('site_code')} {arm}"})
+        named = {"site_code": f"{about.get('site_code')} {arms.get(about.get('subject_id'), arms[play.subject_id(1)])}"}
+        return Notice(topic, at, code, mode, {**about, **named})
 
     def shown(*asked: Any) -> Any:  # noqa: ANN401  # likewise
         page = list_accidents(*asked)

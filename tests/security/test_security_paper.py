@@ -29,6 +29,7 @@ NETWORK: Final = {
 OUTWARD: Final = {
     "app.storage.delivery": "looks after connections that others made",
     "app.cli.demo": "calls the service itself",
+    "app.cli.sign_in": "a person's own command: it calls the service, and listens for that person's browser on loopback",
 }
 """Modules with a socket that connect to nobody else."""
 
