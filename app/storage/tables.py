@@ -620,6 +620,7 @@ code_break = _of_study(
     _text("opened_by", nullable=True),
     PrimaryKeyConstraint("study_id", "code_break_id"),
     Index(None, "study_id", "subject_key"),
+    Index(None, "study_id", "broken_at"),
 )
 drill = _of_study(
     "drill",
