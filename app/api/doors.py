@@ -126,6 +126,7 @@ HONOURING_KEY: Final = frozenset(
         Action.CORRECT_STRATA,
         Action.LINK_DUPLICATE,
         Action.ADD_NARRATIVE,
+        Action.ASSESS_BREAK,
         Action.RECORD_ACCIDENT,
         Action.REQUEST_THIRD_PARTY,
         Action.ADD_CONTACT,

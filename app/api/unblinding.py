@@ -25,7 +25,7 @@ from app.api.schemas import (
     Text,
     Time,
 )
-from app.domain.words import Action, KitCode, ReasonCode, StudyCode
+from app.domain.words import Action, Impact, KitCode, Late, ReasonCode, StudyCode
 from app.services import unblinding
 
 door = Door("Unblinding")
@@ -115,6 +115,49 @@ class NarrativeRead(Answer):
     receipt: ReceiptRead | None
 
 
+class AssessmentRequest(Body):
+    """What a code break means for the trial, told once.
+
+    The word is shown in the register. The texts are in the restricted part of the trail, which the safety officer alone reads; even
+    so they name no treatment, for their authors may be blinded, and are to stay so.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "impact": "none",
+                "assessment": "Nobody but the treating physician was told; the subject stays in the analysis.",
+                "corrective_action": "The ward was told when a code break is needed.",
+            }
+        }
+    )
+
+    impact: Annotated[Impact, Field(strict=False, examples=["none"])]
+    assessment: Annotated[
+        Narrative, Field(description="holds no treatment", examples=["Nobody but the treating physician was told."])
+    ]
+    corrective_action: (
+        Annotated[
+            Reason, Field(description="holds no treatment", examples=["The ward was told when a code break is needed."])
+        ]
+        | None
+    ) = None
+
+    def words(self) -> unblinding.Assessment:
+        """Return it in the service's words."""
+        return unblinding.Assessment(self.impact, self.assessment, self.corrective_action)
+
+
+class AssessmentRead(Answer):
+    """That the impact was assessed; the texts are in the restricted part of the trail."""
+
+    code_break_id: RowId
+    impact: Annotated[Impact, Field(examples=["none"])]
+    assessed_at: Moment
+    assessed_by: PersonName
+    receipt: ReceiptRead | None
+
+
 class CodeBreakRecordRead(Signed):
     """A line of the register; it has no field that could hold a treatment."""
 
@@ -130,6 +173,11 @@ class CodeBreakRecordRead(Signed):
     by_kit_code: Annotated[bool, Field(examples=[False])]
     own_site: Annotated[bool, Field(examples=[True])]
     narrated_at: Moment | None
+    narrative_due_at: Moment
+    assessed_at: Moment | None
+    assessment_due_at: Moment
+    impact: Annotated[Impact | None, Field(examples=["none"])]
+    overdue: Annotated[list[Late], Field(examples=[["assessment"]], description="what is late; it blocks nothing")]
     kind: Annotated[
         str,
         Field(examples=["service"], description="`envelope`: opened while the service was down, entered afterwards"),
@@ -220,6 +268,12 @@ def list_code_breaks(
 def add_narrative(study: StudyPath, code_break_id: IdPath, body: NarrativeRequest, ctx: Context) -> NarrativeRead:
     """Tell what happened, after a code break of one's own."""
     return NarrativeRead.of(unblinding.add_narrative(ctx, StudyCode(study), UUID(code_break_id), body.narrative))
+
+
+@door.post("/studies/{study}/code-breaks/{code_break_id}/assessment", Action.ASSESS_BREAK, 201)
+def assess_break(study: StudyPath, code_break_id: IdPath, body: AssessmentRequest, ctx: Context) -> AssessmentRead:
+    """Say what a code break means for the trial, without a treatment."""
+    return AssessmentRead.of(unblinding.assess_break(ctx, StudyCode(study), UUID(code_break_id), body.words()))
 
 
 @door.post("/studies/{study}/safety-unblindings", Action.UNBLIND_FOR_SAFETY, 201)

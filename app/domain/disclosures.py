@@ -80,6 +80,7 @@ _OF_SUBJECT: Final[Mapping[str, Told]] = {
         Learnt.TREATMENT, "entered that the code-break envelope was opened while the service was down"
     ),
     Action.ADD_NARRATIVE: Told(Learnt.RECORD, "told what happened around a code break"),
+    Action.ASSESS_BREAK: Told(Learnt.RECORD, "told what a code break means for the trial, without the treatment"),
     Action.RECORD_ACCIDENT: Told(Learnt.RECORD, "recorded that the treatment had become known by accident"),
     Action.REQUEST_THIRD_PARTY: Told(Learnt.RECORD, "let a named physician open the treatment, and was not shown it"),
     Action.OPEN_FOR_THIRD_PARTY: Told(Learnt.TREATMENT, "opened the treatment as the physician who was named"),

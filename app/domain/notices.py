@@ -29,6 +29,7 @@ class Topic(StrEnum):
     """What a notice is about."""
 
     CODE_BREAK = "code_break.recorded"
+    OVERDUE_BREAK = "code_break.overdue"
     ACCESS_REVIEW = "access_review.overdue"
     RECALL = "recall.started"
     FACTOR_RECOVERY = "second_factor.recovered"
@@ -80,6 +81,7 @@ class Notice:
 
 _WORDS: Final[Mapping[str, str]] = {
     Topic.CODE_BREAK: "The code of one subject was broken.",
+    Topic.OVERDUE_BREAK: "What is told after a code break is overdue.",
     Topic.ACCESS_REVIEW: "The review of who has access to the study is overdue.",
     Topic.FREQUENT: "Codes are broken more often than usual, by one person or at one site; nothing was hindered.",
     Topic.RECALL: "Consignments are called back: each site finds its kits on its list of call-backs.",
@@ -87,6 +89,10 @@ _WORDS: Final[Mapping[str, str]] = {
 }
 _ENDINGS: Final[Mapping[str, str]] = {
     Topic.CODE_BREAK: "This notice holds no treatment; who needs it asks whoever broke the code. Do not answer it.",
+    Topic.OVERDUE_BREAK: (
+        "Who broke the code tells what happened; the site's investigator or a study administrator says what it means for the "
+        "trial. This notice holds no treatment. Do not answer it."
+    ),
     Topic.ACCESS_REVIEW: "A study administrator looks at it and signs. Do not answer this notice.",
     Topic.RECALL: "This notice holds no treatment. Do not answer it.",
     Topic.FREQUENT: "This notice holds no treatment. Do not answer it.",
@@ -98,6 +104,7 @@ _NAMES: Final[Mapping[str, str]] = {
     "site_code": "Site",
     "subject_id": "Subject",
     "code_break_id": "Code break",
+    "overdue": "Overdue",
     "due_at": "Due",
     "recall_id": "Recall",
     "username": "Person",

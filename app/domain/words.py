@@ -262,6 +262,7 @@ class Action(StrEnum):
     # unblinding
     BREAK_CODE = "code_break:create"
     ADD_NARRATIVE = "code_break:add_narrative"
+    ASSESS_BREAK = "code_break:assess"
     READ_CODE_BREAKS = "code_break:list"
     READ_ACCESS_REVIEWS = "access_review:list"
     SIGN_ACCESS_REVIEW = "access_review:create"
@@ -321,6 +322,22 @@ class IdentityCheck(StrEnum):
     VIDEO = "video"
     CALL_BACK = "call_back"
     """Called back at a number that was known before."""
+
+
+class Impact(StrEnum):
+    """What a code break means for the trial (EUB-24)."""
+
+    NONE = "none"
+    SUBJECT_EXCLUDED_FROM_ANALYSIS = "subject_excluded_from_analysis"
+    BIAS_POSSIBLE = "bias_possible"
+    OTHER = "other"
+
+
+class Late(StrEnum):
+    """What a code break still waits for after its time (EUB-09)."""
+
+    NARRATIVE = "narrative"
+    ASSESSMENT = "assessment"
 
 
 class HowLearnt(StrEnum):

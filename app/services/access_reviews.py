@@ -21,10 +21,10 @@ from app.errors import ReviewOutdated
 from app.services import pages
 from app.services.audited import Act, Receipt, audited
 from app.services.context import Deployment, RequestContext
+from app.services.outbox import tell_once
 from app.services.signatures import sign, with_signatures
-from app.storage import access_reviews, notices
+from app.storage import access_reviews
 from app.storage.access_reviews import ReviewRecord, ReviewState
-from app.storage.database import AlreadyThere
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,16 +151,11 @@ def tell_overdue(deployment: Deployment) -> None:
         late = [state for state in access_reviews.list_states(tx) if _due(deployment, state) < now]
     for state in late:
         due = _due(deployment, state)
-        # The same for every worker and every round, so that the outbox itself knows whether it was told.
         name = deployment.ring.mac("overdue review", encode(state.study_code, due.isoformat()))
-        body = Notice(Topic.ACCESS_REVIEW, now, state.study_code, deployment.mode, {"due_at": due.isoformat()}).body()
-        try:
-            with deployment.database.transaction() as tx:
-                if not notices.is_posted(tx, state.study_id, notice_id := UUID(bytes=name[:16], version=4)):
-                    notices.add_notice(tx, state.study_id, notice_id, body, now)
-        except AlreadyThere:
-            # Another worker was at it in the same moment.
-            continue
+        about = {"due_at": due.isoformat()}
+        tell_once(
+            deployment, state.study_id, name, Notice(Topic.ACCESS_REVIEW, now, state.study_code, deployment.mode, about)
+        )
 
 
 def _due(deployment: Deployment, state: ReviewState) -> datetime:

@@ -16,6 +16,7 @@ from app.services.context import Deployment
 from app.services.enveloping import look_after_envelopes, write_envelopes
 from app.services.handovers import take_in_signing_keys
 from app.services.outbox import send_notices
+from app.services.unblinding import tell_late_breaks
 from app.services.witnessing import WitnessKeeper, wait_for_work
 from app.storage.database import AlreadyThere, CommitUncertain, TryAgain
 
@@ -163,8 +164,9 @@ class Keeper:
         put_aside_broken(self._deployment)
 
     def _tell_overdue(self) -> None:
-        """Put into the outbox which access reviews are overdue."""
+        """Put into the outbox which access reviews are overdue, and what is so after a code break."""
         tell_overdue(self._deployment)
+        tell_late_breaks(self._deployment)
 
     def _enter_noise(self) -> None:
         """Enter what unknown callers were refused, one entry for each network; what cannot be entered is counted again."""

@@ -93,6 +93,21 @@ def _put(
         act.note(after={**(act.after or {}), "notice": "not_written"})
 
 
+def tell_once(deployment: Deployment, study_id: UUID, secret: bytes, notice: Notice) -> None:
+    """Put a notice into the outbox of a study unless it was put there before.
+
+    The same ``secret`` makes the same id for every worker and every round, so that the outbox itself knows whether it was told.
+    """
+    notice_id = UUID(bytes=secret[:16], version=4)
+    try:
+        with deployment.database.transaction() as tx:
+            if not notices.is_posted(tx, study_id, notice_id):
+                notices.add_notice(tx, study_id, notice_id, notice.body(), notice.at)
+    except AlreadyThere:
+        # Another worker was at it in the same moment.
+        return
+
+
 def wake_sender(deployment: Deployment) -> None:
     """Have notices that are committed sent in a moment, and not with the next round only."""
     deployment.office.wanted.set()

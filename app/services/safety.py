@@ -7,6 +7,7 @@ reason to keep back the service, and the code breaks with it (rule D5).
 import os
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,7 +20,7 @@ from app.errors import AuditUnavailable, KeyUnavailable, SnoseError, UnsafeSetti
 from app.sealing.ring import KeyRing
 from app.services.enveloping import is_overdue
 from app.services.startup import Surroundings
-from app.storage import access_reviews, envelopes, keys, migrate, server, triggers
+from app.storage import access_reviews, envelopes, keys, migrate, server, triggers, unblinding
 from app.storage.server import Server
 
 _MEND_KEY: Final = (
@@ -60,8 +61,8 @@ def weaknesses(around: Surroundings, url_file: Path | None = None) -> list[Findi
 
 
 def concerns(around: Surroundings, mode: Mode) -> list[Finding]:
-    """Return what is left to people: reviews that are overdue, and what is wrong with the code-break envelopes."""
-    return [*_of_reviews(around), *_of_envelopes(around, mode)]
+    """Return what is left to people: what is overdue, and what is wrong with the code-break envelopes."""
+    return [*_of_reviews(around), *_of_code_breaks(around), *_of_envelopes(around, mode)]
 
 
 def _of_reviews(around: Surroundings) -> list[Finding]:
@@ -79,6 +80,23 @@ def _of_reviews(around: Surroundings) -> list[Finding]:
             f"Have a study administrator sign one: POST /v1/studies/{study_code}/access-reviews.",
         )
         for study_code in late
+    ]
+
+
+def _of_code_breaks(around: Surroundings) -> list[Finding]:
+    """Return for each study how many code breaks wait for a narrative or an assessment whose time is over (EUB-09)."""
+    try:
+        with around.database.transaction() as tx:
+            waiting = unblinding.list_late_breaks(tx, around.clock())
+    except SnoseError:
+        # Told among the findings.
+        return []
+    return [
+        Finding(
+            f"{count} code breaks of {study_code} wait for a narrative or an assessment that is overdue.",
+            f"Find them under overdue at GET /v1/studies/{study_code}/code-breaks, and have them told.",
+        )
+        for study_code, count in Counter(one.study_code for one in waiting).items()
     ]
 
 

@@ -54,6 +54,7 @@ _ABOUT_SUBJECTS: Final = frozenset(
         Action.LINK_DUPLICATE,
         Action.BREAK_CODE,
         Action.ADD_NARRATIVE,
+        Action.ASSESS_BREAK,
         Action.READ_CODE_BREAKS,
         Action.RECORD_ACCIDENT,
         Action.READ_ACCIDENTS,

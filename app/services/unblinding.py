@@ -12,15 +12,19 @@ from uuid import UUID
 
 import structlog
 
+from app.domain.code_breaks import late
 from app.domain.drills import ONE_GO, seconds_to_reveal
+from app.domain.encoding import encode
 from app.domain.frequency import WATCHED, is_frequent
 from app.domain.kits import STEPS, Step
+from app.domain.notices import Notice, Topic
 from app.domain.sealed import Column, SealContext
 from app.domain.signatures import RecordKind, SignatureShown
 from app.domain.studies import is_exempt
 from app.domain.words import (
     Action,
     ArmCode,
+    Impact,
     KitCode,
     ReasonCode,
     Role,
@@ -45,10 +49,10 @@ from app.sealing.recipients import encrypt_to
 from app.services import pages
 from app.services.aside import LONGEST_WAIT_MS, put_aside_broken
 from app.services.audited import Act, Receipt, Unfinished, audited
-from app.services.context import RequestContext
+from app.services.context import Deployment, RequestContext
 from app.services.evidence import safety_context
 from app.services.final_package import FinalPackage
-from app.services.outbox import tell_of_break, tell_of_frequency, wake_sender
+from app.services.outbox import tell_of_break, tell_of_frequency, tell_once, wake_sender
 from app.services.signatures import Content, code_break_content, request_content, sign, with_signatures
 from app.services.treatments import Shown, contact_when_unavailable, open_kit_of_nobody, open_subject
 from app.storage import allocations, dual_control, kits, trail, unblinding
@@ -306,6 +310,60 @@ def add_narrative(ctx: RequestContext, study: StudyCode, code_break_id: UUID, na
 
 
 @dataclass(frozen=True, slots=True)
+class Assessment:
+    """What a code break means for the trial, and what is done that it does not happen needlessly again."""
+
+    impact: Impact
+    text: str
+    corrective_action: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Assessed:
+    """That the impact of a code break was assessed."""
+
+    code_break_id: UUID
+    impact: Impact
+    assessed_at: datetime
+    assessed_by: str
+    receipt: Receipt | None = None
+
+
+def assess_break(ctx: RequestContext, study: StudyCode, code_break_id: UUID, assessment: Assessment) -> Assessed:
+    """Keep what a code break means for the trial, told once by somebody of its site or of the study (EUB-24).
+
+    The words are in the restricted part of the entry, as those of a narrative are. Raises ``Missing``, ``AlreadyExists``.
+    """
+
+    def work(act: Act) -> Assessed:
+        study_id, who = act.study.study_id, act.principal.name
+        act.note(target={"code_break_id": str(code_break_id)})
+        found = unblinding.get_break_at(act.tx, study_id, code_break_id, act.decision.sites)
+        act.note(subject_key=found.subject_key, site_code=found.site_code)
+        unblinding.add_assessment(act.tx, study_id, code_break_id, assessment.impact, act.now, who)
+        act.note(
+            after={"impact": assessment.impact},
+            restricted={"assessment": assessment.text, "corrective_action": assessment.corrective_action},
+        )
+        return Assessed(code_break_id, assessment.impact, act.now, who)
+
+    return audited(ctx, Action.ASSESS_BREAK, work, study=study, answer_type=Assessed)
+
+
+def tell_late_breaks(deployment: Deployment) -> None:
+    """Tell the receivers of a study's notices, once each, of the narratives and assessments that are overdue (EUB-09)."""
+    now = deployment.clock()
+    with deployment.database.transaction() as tx:
+        waiting = unblinding.list_late_breaks(tx, now)
+    for one in waiting:
+        for what in late(one.broken_at, one.narrated_at, one.assessed_at, now):
+            name = deployment.ring.mac("overdue code break", encode(one.study_code, str(one.code_break_id), what))
+            about = {"site_code": one.site_code, "code_break_id": str(one.code_break_id), "overdue": what}
+            notice = Notice(Topic.OVERDUE_BREAK, now, one.study_code, deployment.mode, about)
+            tell_once(deployment, one.study_id, name, notice)
+
+
+@dataclass(frozen=True, slots=True)
 class CodeBreakPage:
     """A page of the register."""
 
@@ -323,9 +381,19 @@ def list_code_breaks(ctx: RequestContext, study: StudyCode, limit: int, cursor: 
         following = None
         if len(found) > limit:
             following = pages.cursor_in_time(act, items[-1].broken_at, items[-1].code_break_id, until)
-        return CodeBreakPage(with_signatures(act, RecordKind.CODE_BREAK, _timed(act, items), _signed_break), following)
+        return CodeBreakPage(
+            with_signatures(act, RecordKind.CODE_BREAK, _tracked(act, items), _signed_break), following
+        )
 
     return audited(ctx, Action.READ_CODE_BREAKS, work, study=study)
+
+
+def _tracked(act: Act, records: Sequence[CodeBreakRecord]) -> list[CodeBreakRecord]:
+    """Return code breaks with what took its time, and with what is late."""
+    return [
+        replace(one, overdue=late(one.broken_at, one.narrated_at, one.assessed_at, act.now))
+        for one in _timed(act, records)
+    ]
 
 
 def _timed(act: Act, records: Sequence[CodeBreakRecord]) -> list[CodeBreakRecord]:

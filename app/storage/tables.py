@@ -622,6 +622,14 @@ code_break = _of_study(
     Index(None, "study_id", "subject_key"),
     Index(None, "study_id", "broken_at"),
 )
+code_break_assessment = _of_study(
+    "code_break_assessment",
+    _id("code_break_id"),
+    _time("assessed_at"),
+    _text("assessed_by"),
+    _text("impact"),
+    PrimaryKeyConstraint("study_id", "code_break_id"),
+)
 drill = _of_study(
     "drill",
     _id("drill_id"),

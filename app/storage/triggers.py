@@ -15,6 +15,7 @@ UPDATES: Final = {
     "allocation": "fixed rotation",
     "arm": "no_update",
     "code_break": "fixed once status",
+    "code_break_assessment": "no_update",
     "commitment_tile": "no_update",
     "consignment": "fixed",
     "deployment": "fixed",

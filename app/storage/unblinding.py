@@ -6,14 +6,17 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Row, ScalarSelect, and_, bindparam, case, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, ScalarSelect, and_, bindparam, case, func, insert, or_, select, true, update
 
+from app.domain.code_breaks import ASSESSMENT_WITHIN, NARRATIVE_WITHIN, assessment_due_at, narrative_due_at
 from app.domain.kits import STEPS, Step
 from app.domain.sealed import Sealed
 from app.domain.signatures import SignatureShown
 from app.domain.words import (
+    Impact,
     KitCode,
     KitStatus,
+    Late,
     ReasonCode,
     Role,
     ScheduleStatus,
@@ -22,11 +25,12 @@ from app.domain.words import (
     SubjectId,
     SubjectKey,
 )
-from app.errors import Missing
+from app.errors import AlreadyExists, Missing
 from app.storage import tables
-from app.storage.database import Transaction
+from app.storage.database import AlreadyThere, Transaction
 
 _b = tables.code_break.c
+_as = tables.code_break_assessment.c
 _u = tables.safety_unblinding.c
 _a = tables.allocation.c
 _k = tables.kit.c
@@ -79,19 +83,34 @@ class CodeBreakRecord:
     by_kit_code: bool
     own_site: bool
     narrated_at: datetime | None
+    assessed_at: datetime | None
+    impact: Impact | None
     kind: str
     opened_by: str | None
     code_break: NewCodeBreak
     """As it was recorded: what was signed."""
     seconds_to_reveal: float | None = None
     """From the person's first request; none for an envelope."""
+    overdue: tuple[Late, ...] = ()
+    """What it still waits for although the time is over."""
     is_signed: bool = False
     signatures: tuple[SignatureShown, ...] = ()
+
+    @property
+    def narrative_due_at(self) -> datetime:
+        """Return until when its narrative is given."""
+        return narrative_due_at(self.broken_at)
+
+    @property
+    def assessment_due_at(self) -> datetime:
+        """Return until when its impact is assessed."""
+        return assessment_due_at(self.broken_at)
 
 
 _GIVEN: Final = and_(_ka.study_id == _b.study_id, _ka.kit_id == _b.kit_id)
 _WHOSE: Final = func.coalesce(_b.subject_key, _ka.subject_key)
 """The subject of a code break: known then, or who was being given the kit at that moment."""
+_ASSESSED: Final = and_(_as.study_id == _b.study_id, _as.code_break_id == _b.code_break_id)
 _REGISTER: Final = (
     select(
         _b.code_break_id,
@@ -106,6 +125,8 @@ _REGISTER: Final = (
         _b.is_by_kit_code.label("by_kit_code"),
         _b.is_own_site.label("own_site"),
         _b.narrated_at,
+        _as.assessed_at,
+        _as.impact,
         case((_b.opened_by.is_(None), SERVICE), else_=ENVELOPE).label("kind"),
         _b.opened_by,
         _b.subject_key.label("asked_for"),
@@ -115,6 +136,7 @@ _REGISTER: Final = (
     .outerjoin(tables.kit_assignment, _GIVEN)
     .outerjoin(tables.allocation, and_(_a.study_id == _b.study_id, _a.subject_key == _WHOSE))
     .outerjoin(tables.kit, and_(_k.study_id == _b.study_id, _k.kit_id == _b.kit_id))
+    .outerjoin(tables.code_break_assessment, _ASSESSED)
 )
 
 
@@ -183,6 +205,8 @@ def _code_break(row: Row[Any]) -> CodeBreakRecord:
         row.by_kit_code,
         row.own_site,
         row.narrated_at,
+        row.assessed_at,
+        None if row.impact is None else Impact(row.impact),
         row.kind,
         row.opened_by,
         code_break,
@@ -259,7 +283,7 @@ def list_to_put_aside(tx: Transaction) -> list[KitToPutAside]:
 
 @dataclass(frozen=True, slots=True)
 class NarratedBreak:
-    """What the entry of a narrative says of its code break."""
+    """What the entry of a narrative or an assessment says of its code break."""
 
     subject_key: SubjectKey | None
     site_code: SiteCode | None
@@ -267,11 +291,22 @@ class NarratedBreak:
 
 def get_break_of(tx: Transaction, study_id: UUID, code_break_id: UUID, broken_by: str) -> NarratedBreak:
     """Return a code break of this person; raise ``Missing`` for one of somebody else, as for none."""
+    return _get_break(tx, study_id, code_break_id, _b.broken_by == broken_by)
+
+
+def get_break_at(
+    tx: Transaction, study_id: UUID, code_break_id: UUID, sites: Collection[SiteCode] | None
+) -> NarratedBreak:
+    """Return a code break of these sites (None: of all); raise ``Missing`` for one of another, as for none."""
+    return _get_break(tx, study_id, code_break_id, true() if sites is None else _b.site_code.in_(list(sites)))
+
+
+def _get_break(tx: Transaction, study_id: UUID, code_break_id: UUID, is_theirs: ColumnElement[bool]) -> NarratedBreak:
     row = tx.execute(
         select(_WHOSE.label("subject_key"), _b.site_code)
         .select_from(tables.code_break)
         .outerjoin(tables.kit_assignment, _GIVEN)
-        .where(_b.study_id == study_id, _b.code_break_id == code_break_id, _b.broken_by == broken_by)
+        .where(_b.study_id == study_id, _b.code_break_id == code_break_id, is_theirs)
     ).one_or_none()
     if row is None:
         raise Missing
@@ -286,6 +321,55 @@ def record_narration(tx: Transaction, study_id: UUID, code_break_id: UUID, at: d
         .values(narrated_at=at)
     )
     return told.rowcount == 1
+
+
+def add_assessment(tx: Transaction, study_id: UUID, code_break_id: UUID, impact: Impact, at: datetime, by: str) -> None:
+    """Record what a code break means for the trial; raise ``AlreadyExists`` when that was said before."""
+    row = {"code_break_id": code_break_id, "assessed_at": at, "assessed_by": by, "impact": impact}
+    try:
+        tx.execute(insert(tables.code_break_assessment), {"study_id": study_id, **row})
+    except AlreadyThere:
+        message = "The impact of this code break was assessed before; the assessment stands as it is."
+        raise AlreadyExists(message) from None
+
+
+@dataclass(frozen=True, slots=True)
+class LateBreak:
+    """A code break for whose narrative or assessment the time is over."""
+
+    study_id: UUID
+    study_code: StudyCode
+    code_break_id: UUID
+    site_code: SiteCode | None
+    broken_at: datetime
+    narrated_at: datetime | None
+    assessed_at: datetime | None
+
+
+def list_late_breaks(tx: Transaction, now: datetime) -> list[LateBreak]:
+    """Return the code breaks of all studies that still wait for what is overdue, by study and in the order of time."""
+    rows = tx.execute(
+        select(
+            _b.study_id,
+            _st.study_code,
+            _b.code_break_id,
+            _b.site_code,
+            _b.broken_at,
+            _b.narrated_at,
+            _as.assessed_at,
+        )
+        .select_from(tables.code_break)
+        .join(tables.study, _st.study_id == _b.study_id)
+        .outerjoin(tables.code_break_assessment, _ASSESSED)
+        .where(
+            or_(
+                and_(_b.narrated_at.is_(None), _b.broken_at < now - NARRATIVE_WITHIN),
+                and_(_as.assessed_at.is_(None), _b.broken_at < now - ASSESSMENT_WITHIN),
+            )
+        )
+        .order_by(_st.study_code, _b.broken_at, _b.code_break_id)
+    )
+    return [LateBreak(**row._asdict()) for row in rows]
 
 
 def list_signed_schedules(tx: Transaction, study_id: UUID) -> list[UUID]:

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from base64 import b64encode
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -49,6 +50,10 @@ def break_code(caller: Caller, body: Json) -> dict[str, Any]:
 def register_of(caller: Caller, code_break_id: str) -> dict[str, Any] | None:
     items = expect(caller.get(BREAKS, limit=500), 200)["items"]
     return next((item for item in items if item["code_break_id"] == code_break_id), None)
+
+
+def after(moment: str, days: int) -> str:
+    return (datetime.fromisoformat(moment) + timedelta(days)).isoformat()
 
 
 def names_an_arm(text: str) -> bool:
@@ -102,6 +107,11 @@ class TestBreakCode:
                 "by_kit_code": False,
                 "own_site": True,
                 "narrated_at": None,
+                "narrative_due_at": after(answer["revealed_at"], days=1),
+                "assessed_at": None,
+                "assessment_due_at": after(answer["revealed_at"], days=14),
+                "impact": None,
+                "overdue": [],
                 "kind": "service",
                 "opened_by": None,
                 "is_signed": True,

@@ -172,8 +172,9 @@ CELLS: Final[Mapping[str, Cells]] = {
     ),
     "list_code_breaks": Cells(
         (
-            "200 items(broken_at broken_by by_kit_code code_break_id is_signed kind kit_code narrated_at "
-            f"opened_by own_site reason_code role seconds_to_reveal {_BY} site_code status subject_id) next_cursor"
+            "200 items(assessed_at assessment_due_at broken_at broken_by by_kit_code code_break_id impact is_signed kind kit_code "
+            "narrated_at narrative_due_at opened_by overdue own_site reason_code role seconds_to_reveal "
+            f"{_BY} site_code status subject_id) next_cursor"
         ),
         other_site=_NOTHING,
     ),
@@ -192,6 +193,7 @@ CELLS: Final[Mapping[str, Cells]] = {
         other_site="200 items next_cursor people(last_drill_at overdue site_code username)",
     ),
     "add_narrative": Cells(_EMPTY, closed=_MISSING, other_site=_MISSING),
+    "assess_break": Cells(_EMPTY, closed=_MISSING, other_site=_MISSING),
     "record_accident": Cells(
         _EMPTY,
         closed=(

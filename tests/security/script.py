@@ -435,6 +435,7 @@ class Play(Trial):
             {"subject_id": self.subject_id(3), "reason": "SUSAR"},
             step_up=True,
         )
+        self.assess()
         accidents = f"{self.study}/accidental-unblindings"
         self.tell(self.who(Role.COORDINATOR), "POST", accidents, self.accident(5))
         self.tell(self.edc, "POST", accidents, self.accident(5))
@@ -442,6 +443,14 @@ class Play(Trial):
         path = f"{self.study}/subjects/{self.subject_id(2)}/preparation"
         self.tell(self.who(Role.UNBLINDED_PHARMACIST), "GET", path, step_up=True)
         self.tell(self.who(Role.PHARMACIST), "GET", path)
+
+    def assess(self) -> None:
+        """Say what the first code break means for the trial, twice; nobody without the right may."""
+        breaks = f"{self.study}/code-breaks"
+        [first, *_] = self.ask(self.who(Role.STUDY_ADMIN), "GET", breaks).json()["items"]
+        body = {"impact": "bias_possible", "assessment": "The ward knows", "corrective_action": "They were told again"}
+        for who in (*self.blinded(), self.who(Role.STUDY_ADMIN)):
+            self.tell(who, "POST", f"{breaks}/{first['code_break_id']}/assessment", body)
 
     def let_a_physician_know(self, number: int) -> None:
         """Name a physician, who opens a treatment; whoever asked for it may not."""

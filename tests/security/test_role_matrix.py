@@ -137,6 +137,7 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
     "drill": frozenset({Role.INVESTIGATOR}),
     "list_drills": STUDY_ADMIN | {Role.MONITOR, Role.INSPECTOR, Role.INVESTIGATOR},
     "add_narrative": BREAKING,
+    "assess_break": STUDY_ADMIN | {Role.INVESTIGATOR},
     "record_accident": FLAGGING | PHARMACIST | STUDY_ADMIN | {Role.MONITOR},
     "list_accidents": READERS | SAFETY,
     "request_for_third_party": BREAKING,
