@@ -10,6 +10,7 @@ import pyotp
 import pytest
 from httpx2 import Response
 
+from app.errors import IntegrityBroken
 from app.identity import attempts
 from app.services import devices as service
 from app.services import people
@@ -271,6 +272,16 @@ class TestGuessedCodes:
             code = doctor.code()
             under_attack(house, doctor.username)
             refused(beside(doctor.password, code), 429, "too_many_attempts")
+
+
+def test_a_secret_that_does_not_open_shows_nothing(house: House) -> None:
+    """A code beside the password is then as none: who is under attack waits, and the door does not fail. [USR-10, D3]"""
+    doctor = house.person("investigator")
+    under_attack(house, doctor.username)
+    body = {"username": doctor.username, "password": doctor.password, "otp": doctor.code()}
+    with patch.object(house.deployment.ring, "open", side_effect=IntegrityBroken("altered")):
+        refused(house.send("POST", "/v1/sessions", json=body), 429, "too_many_attempts")
+    expect(house.send("POST", "/v1/sessions", json=body), 201)
 
 
 def next_step(house: House) -> datetime:
