@@ -34,6 +34,7 @@ class Topic(StrEnum):
     RECALL = "recall.started"
     FACTOR_RECOVERY = "second_factor.recovered"
     FREQUENT = "code_breaks.frequent"
+    REFUSED = "signing.refused"
 
 
 PAUSES: Final = (
@@ -85,6 +86,7 @@ _WORDS: Final[Mapping[str, str]] = {
     Topic.ACCESS_REVIEW: "The review of who has access to the study is overdue.",
     Topic.FREQUENT: "Codes are broken more often than usual, by one person or at one site; nothing was hindered.",
     Topic.RECALL: "Consignments are called back: each site finds its kits on its list of call-backs.",
+    Topic.REFUSED: "Somebody tried to unblind, release or sign what they have no right to.",
     Topic.FACTOR_RECOVERY: "A lost second factor was recovered. If its owner knows nothing of it, have the account reset at once.",
 }
 _ENDINGS: Final[Mapping[str, str]] = {
@@ -96,6 +98,7 @@ _ENDINGS: Final[Mapping[str, str]] = {
     Topic.ACCESS_REVIEW: "A study administrator looks at it and signs. Do not answer this notice.",
     Topic.RECALL: "This notice holds no treatment. Do not answer it.",
     Topic.FREQUENT: "This notice holds no treatment. Do not answer it.",
+    Topic.REFUSED: "It was refused; nothing was shown or changed. Every try is in the audit trail. Do not answer this notice.",
     Topic.FACTOR_RECOVERY: "Do not answer this notice.",
 }
 _NAMES: Final[Mapping[str, str]] = {
@@ -109,6 +112,7 @@ _NAMES: Final[Mapping[str, str]] = {
     "recall_id": "Recall",
     "username": "Person",
     "confirmed_by": "Confirmed by",
+    "action": "Tried",
     "by_person_in_a_day": "By this person, in 24 hours",
     "at_site_in_a_day": "At this site, in 24 hours",
 }

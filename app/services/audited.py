@@ -20,6 +20,7 @@ import structlog
 from app import policy
 from app.domain.encoding import canonical_json, encode
 from app.domain.merkle import CompletedNode, Frontier, leaf_hash, restricted_hash
+from app.domain.notices import Channel, Notice, Topic
 from app.domain.people import Principal, Proof
 from app.domain.sealed import Column, SealContext, Sealed
 from app.domain.signatures import Meaning
@@ -49,7 +50,7 @@ from app.policy import Decision
 from app.services import proofs
 from app.services.checkpoints import ALTERED, LogState, Suspicion, head_mac, lookup_mac, origin_of, segment_number
 from app.services.context import Deployment, RequestContext
-from app.storage import answers, people, studies, trail_writer
+from app.storage import answers, notices, people, studies, trail_writer
 from app.storage.answers import NewAnswer, StoredAnswer
 from app.storage.database import AlreadyThere, CommitUncertain, Transaction, TryAgain
 from app.storage.studies import StudyHead
@@ -601,15 +602,41 @@ class _Door:
             actor=None if caller is not None else "unknown",
         )
 
+        # A proof that is only old is in the log, and brings nobody a mail.
+        without_right = self.head if isinstance(error, Forbidden) and self.action in policy.SIGNING else None
+
         def refuse(tx: Transaction) -> None:
             if on_refusal is not None:
                 on_refusal(tx, error)
+            if without_right is not None and caller is not None:
+                self._tell_of_unauthorized(tx, caller, without_right)
 
         def withhold(tx: Transaction) -> None:
             if made is not None and on_withheld is not None:
                 on_withheld(tx, cast("T", made))
 
         self._enter_apart(note, self.head, refuse, withhold)
+        if without_right is not None:
+            ctx.deployment.office.wanted.set()
+
+    def _tell_of_unauthorized(self, tx: Transaction, caller: Principal, study: StudyHead) -> None:
+        """Put into the outbox that somebody tried what they may not sign: once an hour for each and study (EUB-22, SIG-10).
+
+        By e-mail alone: what a machine is told is about subjects. What cannot be written keeps the entry from nobody.
+        """
+        deployment, now = self.ctx.deployment, self.ctx.now()
+        hour = now.replace(minute=0, second=0, microsecond=0).isoformat()
+        # The same for all tries of the hour, so that the outbox itself knows whether it was told.
+        name = deployment.ring.mac("unauthorized attempt", encode(study.study_code, caller.principal_id.bytes, hour))
+        notice_id = UUID(bytes=name[:16], version=4)
+        about = {"username": caller.name, "action": self.action}
+        body = Notice(Topic.REFUSED, now, study.study_code, deployment.mode, about).body()
+        try:
+            with tx.dispensable():
+                if not notices.is_posted(tx, study.study_id, notice_id):
+                    notices.add_notice(tx, study.study_id, notice_id, body, now, [Channel.CONTACT])
+        except (DatabaseUnavailable, IntegrityBroken) as error:
+            _log.error("notice not written", request_id=self.ctx.request_id, kind=type(error).__name__)
 
     def _is_failed_signing(self, error: SnoseError) -> bool:
         """Return whether somebody has tried to sign without the right, or with a second component that was old, spent or wrong.

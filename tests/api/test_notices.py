@@ -13,9 +13,10 @@ from typing import Any, Final
 
 import pytest
 from sqlalchemy import select
+from structlog.testing import capture_logs
 
 from app.domain.notices import PAUSES
-from app.errors import UnsafeSetting
+from app.errors import DatabaseUnavailable, UnsafeSetting
 from app.services import outbox
 from app.services.keeper import Keeper
 from app.settings import Settings
@@ -110,6 +111,52 @@ def contact(study: RunningStudy) -> dict[str, Any]:
     """Return the first contact, as the monitor sees it."""
     item: dict[str, Any] = expect(study.person("monitor").get(CONTACTS), 200)["items"][0]
     return item
+
+
+class TestRefused:
+    def test_who_may_not_is_told_of_at_once(self, told: RunningStudy, server: Server) -> None:
+        """By mail, once an hour for each person; neither machines nor those are told of who only begin. [EUB-22, SIG-10]"""
+        house = told.house
+        expect(told.study_admin.post(f"{S}/webhooks", json={"url": "http://127.0.0.1:9/"}), 201)
+        coordinator, doctor = house.person("coordinator"), told.investigator
+        body = {"subject_id": "01-0001", "reason_code": "overdose"}
+        breaks = f"{S}/code-breaks"
+        # How a client begins, and one in whose study it is not.
+        expect(doctor.post(breaks, json=body), 401)
+        expect(house.person("investigator", "OTHER-STUDY").post(breaks, json=body), 404)
+        assert outbox_of(house) == []
+        for _ in range(3):
+            expect(coordinator.post(breaks, json=body), 403)
+        expect(coordinator.post(f"{S}/safety-unblindings", json={"subject_id": "01-0001", "reason": "SUSAR"}), 403)
+        assert len(outbox_of(house)) == 1
+        send(house)
+        mail = server.wait()
+        text = text_of(mail)
+        assert mail["Subject"] == f"[test] {STUDY}: signing"
+        assert f"Person: {coordinator.username}" in text
+        assert "Tried: code_break:create" in text
+        assert "01-0001" not in text
+        old = doctor.elevated_token()
+        house.clock.advance(hours=1)
+        # A proof that was good an hour ago is in the log; that is no news for the sponsor.
+        expect(house.send("POST", breaks, token=old, json=body), 401)
+        assert len(outbox_of(house)) == 1
+        expect(coordinator.post(breaks, json=body), 403)
+        assert len(outbox_of(house)) == 2
+
+    def test_an_outbox_that_fails(self, told: RunningStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is entered all the same, and said in the log. [EUB-22, AUD-13]"""
+        coordinator = told.house.person("coordinator")
+
+        def fails(*_: object) -> None:
+            raise DatabaseUnavailable
+
+        monkeypatch.setattr(notices, "add_notice", fails)
+        with capture_logs() as logs:
+            expect(coordinator.post(f"{S}/code-breaks", json={"subject_id": "01-0001", "reason_code": "overdose"}), 403)
+        assert "notice not written" in [line["event"] for line in logs]
+        entry = told.house.trail(STUDY)[-1]
+        assert (entry["action"], entry["outcome"]) == ("code_break:create", "denied")
 
 
 class TestTold:
