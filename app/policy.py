@@ -44,6 +44,7 @@ PERMISSIONS: Final[Mapping[Role, frozenset[Action]]] = {
             Action.LIST_IDENTITIES,
             Action.END_IDENTITY,
             Action.GRANT_ROLE,
+            Action.CONFIRM_GRANT,
             Action.LIST_GRANTS,
             Action.REVOKE_GRANT,
             Action.RECORD_TRAINING,
@@ -288,6 +289,7 @@ PUBLIC: Final = frozenset(
 
 ELEVATED: Final = frozenset(
     {
+        Action.CONFIRM_GRANT,
         Action.CONFIRM_ISSUER,
         Action.CONFIRM_IDENTITY,
         Action.CONFIRM_OWN_IDENTITY,

@@ -87,6 +87,9 @@ class Settings(BaseSettings):
     second_factor_required: Annotated[
         bool, Field(description="people open nothing of a study before a second factor was shown in their session")
     ] = False
+    two_person_grants: Annotated[
+        bool, Field(description="a role that can unblind, or give such a role, is given by two service administrators")
+    ] = False
     passkey_rp_id: Annotated[
         str | None, Field(description="domain for which devices keep passkeys, `snose.example.org`; with the next one")
     ] = None

@@ -49,6 +49,7 @@ def surroundings(
             session_idle=settings.session_idle(),
             password_max_age=settings.password_max_age(),
             second_factor_required=settings.second_factor_required,
+            two_person_grants=settings.two_person_grants,
             hashing_places=max(1, settings.threads // 2),
             provider_places=max(1, settings.threads // 4),
             access_review_period=settings.access_review_period(),

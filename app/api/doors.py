@@ -86,6 +86,7 @@ REVEALING: Final = frozenset(
 HONOURING_KEY: Final = frozenset(
     {
         Action.GRANT_ROLE,
+        Action.CONFIRM_GRANT,
         Action.ADD_CLIENT_KEY,
         Action.RECORD_TRAINING,
         Action.SIGN_ACCESS_REVIEW,

@@ -32,7 +32,7 @@ from app.domain.words import Action, Role, SiteCode, StudyCode, Username
 from app.errors import WrongCredentials
 from app.services import people
 from app.services.context import RequestContext
-from app.services.people import ASSERTION_TYPE, Holder, NewTraining, Terms
+from app.services.people import ASSERTION_TYPE, Holder, NewTraining, Terms, WaitingGrant
 from app.services.sessions import SignedIn
 
 door = Door("People and clients")
@@ -173,6 +173,10 @@ class PersonRead(Answer):
     created_at: datetime = Field(examples=["2026-11-22T09:14:03+00:00"])
 
 
+def _is_nothing(some: list[Any]) -> bool:
+    return not some
+
+
 class GrantRequest(Body):
     """A role and where it is held."""
 
@@ -231,6 +235,12 @@ class GrantCreated(Answer):
     grant_id: str = Field(examples=["3f0c9b5e-6f0e-4c5e-9a59-3d1c6a4f2b10"])
 
 
+class GrantPending(GrantCreated):
+    """What is asked for, and opens nothing until another service administrator has confirmed it."""
+
+    status: str = Field(default="pending", examples=["pending"])
+
+
 class GrantRead(HeldGrantRead):
     """A grant with its history."""
 
@@ -242,6 +252,28 @@ class GrantRead(HeldGrantRead):
     needs_training: bool | None = Field(examples=[None])
     revoked_at: datetime | None = Field(examples=[None])
     revoked_by: str | None = Field(examples=[None])
+
+
+class PendingGrantRead(HeldGrantRead):
+    """A grant that waits for another service administrator."""
+
+    grant_id: UUID
+    requested_at: datetime = Field(examples=["2026-11-22T09:14:03+00:00"])
+    requested_by: str = Field(examples=["admin"])
+    expires_at: datetime = Field(
+        examples=["2026-11-29T09:14:03+00:00"], description="not confirmed any more from then on"
+    )
+    starts_at: datetime | None = Field(examples=[None])
+    ends_at: datetime | None = Field(examples=[None])
+    needs_training: bool = Field(examples=[False])
+
+
+class GrantsRead(Page[GrantRead]):
+    """The grants of a person, and those that wait for another service administrator."""
+
+    pending: list[PendingGrantRead] = Field(
+        default_factory=list, exclude_if=_is_nothing, description="left out when nothing waits"
+    )
 
 
 class DelegationRead(Answer):
@@ -411,21 +443,37 @@ def end_sessions_of_person(username: UsernamePath, ctx: Context) -> None:
     people.end_sessions(ctx, Username(username))
 
 
-@door.post("/people/{username}/grants", Action.GRANT_ROLE, 201)
-def grant_role(username: UsernamePath, body: GrantRequest, ctx: Context) -> GrantCreated:
+@door.post(
+    "/people/{username}/grants",
+    Action.GRANT_ROLE,
+    201,
+    response_model=GrantCreated,
+    responses={202: {"model": GrantPending}},
+)
+def grant_role(username: UsernamePath, body: GrantRequest, ctx: Context) -> GrantCreated | Response:
     """Grant a role to a person."""
-    return _granted(ctx, Holder(username, is_machine=False), body)
+    made = _granted(ctx, Holder(username, is_machine=False), body)
+    return JSONResponse(made.model_dump(), 202) if isinstance(made, GrantPending) else made
+
+
+@door.post("/people/{username}/grants/{grant_id}/confirmation", Action.CONFIRM_GRANT)
+def confirm_grant(username: UsernamePath, grant_id: IdPath, ctx: Context) -> GrantCreated:
+    """Confirm a grant that another administrator has asked for."""
+    confirmed = people.confirm_grant(ctx, Holder(username, is_machine=False), UUID(grant_id))
+    return GrantCreated(grant_id=str(confirmed))
 
 
 @door.get("/people/{username}/grants", Action.LIST_GRANTS)
-def list_grants(username: UsernamePath, ctx: Context, at: At = None) -> Page[GrantRead]:
+def list_grants(username: UsernamePath, ctx: Context, at: At = None) -> GrantsRead:
     """List the grants that a person held at a time."""
-    return _grants(ctx, Holder(username, is_machine=False), at)
+    grants = people.list_grants(ctx, Holder(username, is_machine=False), _moment(at))
+    pending = [PendingGrantRead.of(one) for one in grants.pending]
+    return GrantsRead(items=[GrantRead.of(grant) for grant in grants.items], next_cursor=None, pending=pending)
 
 
 @door.delete("/people/{username}/grants/{grant_id}", Action.REVOKE_GRANT)
 def revoke_grant(username: UsernamePath, grant_id: IdPath, ctx: Context) -> None:
-    """Revoke a person's grant, effective at once."""
+    """Revoke a person's grant, effective at once, or withdraw one that waits."""
     people.revoke_grant(ctx, Holder(username, is_machine=False), UUID(grant_id))
 
 
@@ -481,7 +529,8 @@ def grant_client_role(client_id: ClientPath, body: GrantRequest, ctx: Context) -
 @door.get("/clients/{client_id}/grants", Action.LIST_GRANTS)
 def list_client_grants(client_id: ClientPath, ctx: Context, at: At = None) -> Page[GrantRead]:
     """List the grants that a machine client held at a time."""
-    return _grants(ctx, Holder(client_id, is_machine=True), at)
+    grants = people.list_grants(ctx, Holder(client_id, is_machine=True), _moment(at))
+    return Page(items=[GrantRead.of(grant) for grant in grants.items], next_cursor=None)
 
 
 @door.delete("/clients/{client_id}/grants/{grant_id}", Action.REVOKE_GRANT)
@@ -494,13 +543,10 @@ def _granted(ctx: Context, holder: Holder, body: GrantRequest) -> GrantCreated:
     study_code = StudyCode(body.study_code) if body.study_code is not None else None
     site_code = SiteCode(body.site_code) if body.site_code is not None else None
     terms = Terms(body.starts_at, body.ends_at, body.needs_training)
-    grant_id = people.grant_role(ctx, holder, body.role, study_code, site_code, terms)
-    return GrantCreated(grant_id=str(grant_id))
-
-
-def _grants(ctx: Context, holder: Holder, at: datetime | date | None) -> Page[GrantRead]:
-    grants = people.list_grants(ctx, holder, _moment(at))
-    return Page(items=[GrantRead.of(grant) for grant in grants], next_cursor=None)
+    made = people.grant_role(ctx, holder, body.role, study_code, site_code, terms)
+    if isinstance(made, WaitingGrant):
+        return GrantPending(grant_id=str(made.grant_id))
+    return GrantCreated(grant_id=str(made))
 
 
 # -- OAuth 2.0 client credentials (RFC 6749, 4.4) ---------------------------------------------------------------------

@@ -149,6 +149,8 @@ UNBLINDED_ROLES: Final = frozenset(
         Role.TREATING_PHYSICIAN,
     }
 )
+WAITING_ROLES: Final = UNBLINDED_ROLES | {Role.INVESTIGATOR, Role.SERVICE_ADMIN}
+"""What gives a right to unblind, or to give one: where grants take two people, these wait for the second."""
 SITE_ROLES: Final = frozenset({Role.INVESTIGATOR, Role.COORDINATOR, Role.PHARMACIST, Role.UNBLINDED_PHARMACIST})
 BLINDED_ROLES: Final = frozenset(Role) - UNBLINDED_ROLES - {Role.SERVICE_ADMIN}
 ENROLLING_ROLES: Final = frozenset(
@@ -208,6 +210,7 @@ class Action(StrEnum):
     READ_OWN_IDENTITIES = "identity_link:read_own"
     CONFIRM_OWN_IDENTITY = "identity_link:confirm_own"
     GRANT_ROLE = "grant:create"
+    CONFIRM_GRANT = "grant:confirm"
     LIST_GRANTS = "grant:list"
     REVOKE_GRANT = "grant:revoke"
     RECORD_TRAINING = "training:record"

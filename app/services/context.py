@@ -50,6 +50,8 @@ class Limits:
     password_max_age: timedelta | None = None
     second_factor_required: bool = False
     """Whether a password alone opens no more than its owner's account (USR-09)."""
+    two_person_grants: bool = False
+    """Whether a right to unblind is given by two service administrators."""
     access_review_period: timedelta = timedelta(days=180)
     """How long after an access review the next one is due."""
     hashing_places: int = PLACES

@@ -20,6 +20,7 @@ from app.domain.words import (
     BLINDED_ROLES,
     SITE_ROLES,
     UNBLINDED_ROLES,
+    WAITING_ROLES,
     Action,
     Role,
     SiteCode,
@@ -38,6 +39,7 @@ from app.errors import (
     NotAuthenticated,
     PasswordChangeRequired,
     PasswordRefused,
+    SecondPersonRequired,
     SnoseError,
     TooManyAttempts,
     WrongCredentials,
@@ -70,9 +72,10 @@ from app.services.tries import (
     shown_bucket_of,
     try_password,
 )
-from app.storage import access_reviews, clients, passkeys, people, recoveries, studies
+from app.storage import access_reviews, clients, passkeys, pending_grants, people, recoveries, studies
 from app.storage import devices as device_rows
 from app.storage.database import Transaction
+from app.storage.pending_grants import PendingGrant
 from app.storage.people import Account, Credential, Delegation, RoleGrant, Training
 
 ASSERTION_TYPE: Final = assertions.TYPE
@@ -167,6 +170,21 @@ class Terms:
 
 
 NO_TERMS: Final = Terms()
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingGrant:
+    """What is asked for and opens nothing until another service administrator has confirmed it."""
+
+    grant_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """The grants of an account, and what waits to be one."""
+
+    items: Sequence[RoleGrant]
+    pending: Sequence[PendingGrant]
 
 
 @dataclass(frozen=True, slots=True)
@@ -607,66 +625,148 @@ def grant_role(
     study_code: StudyCode | None,
     site_code: SiteCode | None,
     terms: Terms = NO_TERMS,
-) -> UUID:
+) -> UUID | WaitingGrant:
     """Return the id of the new grant, effective at once unless its terms say later; entered in the log of a registered study.
+
+    Where a right to unblind takes two people, what is returned instead waits for another service administrator and opens nothing.
 
     Raises ``Invalid`` for a role that does not fit account, study or site, ``Missing`` for an unknown account or site,
     ``GrantConflict`` for roles that exclude each other (rule B10), ``AlreadyExists``, ``IllegalTransition``.
     """
 
-    def work(act: Act) -> UUID:
+    def work(act: Act) -> UUID | WaitingGrant:
         act.note(target={**holder.target(), **_grant_part(role, study_code, site_code)})
         _check_shape(holder, role, study_code, site_code)
         _check_terms(act.now, role, terms)
-        account = holder.account(act.tx)
-        study = studies.find_study(act.tx, study_code) if study_code is not None else None
-        if study is not None and site_code is not None:
-            studies.get_site(act.tx, study.study_id, site_code)
-        # Two at once would not see each other's grant: the account is held first, and its grants are read after.
-        people.lock_account(act.tx, account.principal_id)
-        if not holder.account(act.tx).is_active:
-            message = "The account is switched off."
-            raise IllegalTransition(message)
-        history = people.list_grants(act.tx, account.principal_id)
-        # Not as of `act.now`: this act may have begun before the one that it waited for has granted something.
-        standing = [grant for grant in history if grant.revoked_at is None]
-        period = Period(terms.starts_at or act.now, terms.ends_at)
-        _check_exclusions(standing, role, study_code, site_code, period)
-        _check_past(history, role, study_code)
+        account = _hold_fitting(act, holder, role, study_code, site_code, terms)
         grant_id = act.deployment.new_id()
-        grant = RoleGrant(
-            grant_id,
-            role,
-            study_code,
-            site_code,
-            act.now,
-            act.principal.name,
-            starts_at=terms.starts_at,
-            ends_at=terms.ends_at,
-            needs_training=terms.needs_training,
-        )
-        people.add_grant(act.tx, account.principal_id, grant)
-        act.head = study
+        by = act.principal.name
+        is_waiting = act.deployment.limits.two_person_grants and role in WAITING_ROLES
+        if is_waiting:
+            dates = (terms.starts_at, terms.ends_at, terms.needs_training)
+            pending_grants.add_pending(
+                act.tx, account.principal_id, PendingGrant(grant_id, role, study_code, site_code, *dates, act.now, by)
+            )
+        else:
+            _add_grant(act, account, grant_id, role, study_code, site_code, terms)
         act.note(
             after={
                 "grant_id": str(grant_id),
                 **_grant_part(role, study_code, site_code),
                 **terms.said(),
+                **({"status": "pending"} if is_waiting else {}),
             },
             site_code=site_code,
         )
+        return WaitingGrant(grant_id) if is_waiting else grant_id
+
+    # The type checker knows a union as no type; what reads a stored answer back does.
+    return audited(ctx, Action.GRANT_ROLE, work, answer_type=UUID | WaitingGrant)  # type: ignore[arg-type]
+
+
+def confirm_grant(ctx: RequestContext, holder: Holder, grant_id: UUID) -> UUID:
+    """Return the id of the grant, effective from now on by the word of two service administrators.
+
+    Everything is looked at again: it may have been asked for days ago. Raises ``SecondPersonRequired`` for whoever asked for it,
+    ``Missing``, ``IllegalTransition`` for what waits no more or was asked for by somebody who is no administrator any more, and
+    what ``grant_role`` raises.
+    """
+
+    def work(act: Act) -> UUID:
+        act.note(target={**holder.target(), "grant_id": str(grant_id)})
+        admins = people.hold_service_admins(act.tx)
+        account = holder.account(act.tx)
+        people.lock_account(act.tx, account.principal_id)
+        # Read after the lock was given: of two who confirm at once, the second finds it confirmed.
+        asked = pending_grants.get_pending(act.tx, account.principal_id, grant_id)
+        if not asked.is_open(act.now):
+            message = "This waits for nobody: it was confirmed or withdrawn, or nobody confirmed it in time."
+            raise IllegalTransition(message)
+        if act.principal.name == asked.requested_by:
+            raise SecondPersonRequired
+        asker = people.get_account(act.tx, asked.requested_by, is_machine=False)
+        if not {asker.principal_id, act.principal.principal_id} <= set(admins):
+            message = "Who asked for it, or who confirms it, is no service administrator any more: ask for it anew."
+            raise IllegalTransition(message)
+        # Nobody held it before it was confirmed, whatever date was meant.
+        starts_at = asked.starts_at if asked.starts_at is not None and asked.starts_at > act.now else None
+        terms = Terms(starts_at, asked.ends_at, asked.needs_training)
+        part = (asked.role, asked.study_code, asked.site_code)
+        _hold_fitting(act, holder, *part, terms)
+        _add_grant(act, account, grant_id, *part, terms)
+        pending_grants.record_decision(act.tx, grant_id, act.now, act.principal.name)
+        act.note(
+            before={"status": "pending", "requested_by": asked.requested_by},
+            after={"grant_id": str(grant_id), **_grant_part(*part), **terms.said()},
+            site_code=asked.site_code,
+        )
         return grant_id
 
-    return audited(ctx, Action.GRANT_ROLE, work, answer_type=UUID)
+    return audited(ctx, Action.CONFIRM_GRANT, work, answer_type=UUID)
 
 
-def list_grants(ctx: RequestContext, holder: Holder, at: datetime | None) -> Sequence[RoleGrant]:
+def _hold_fitting(
+    act: Act,
+    holder: Holder,
+    role: Role,
+    study_code: StudyCode | None,
+    site_code: SiteCode | None,
+    terms: Terms,
+) -> Account:
+    """Return the account, held, that may be given this role now; the entry goes to the log of the study, if it is registered."""
+    account = holder.account(act.tx)
+    study = studies.find_study(act.tx, study_code) if study_code is not None else None
+    if study is not None and site_code is not None:
+        studies.get_site(act.tx, study.study_id, site_code)
+    # Two at once would not see each other's grant: the account is held first, and its grants are read after.
+    people.lock_account(act.tx, account.principal_id)
+    if not holder.account(act.tx).is_active:
+        message = "The account is switched off."
+        raise IllegalTransition(message)
+    history = people.list_grants(act.tx, account.principal_id)
+    # Not as of `act.now`: this act may have begun before the one that it waited for has granted something.
+    standing = [grant for grant in history if grant.revoked_at is None]
+    period = Period(terms.starts_at or act.now, terms.ends_at)
+    _check_exclusions(standing, role, study_code, site_code, period)
+    _check_past(history, role, study_code)
+    act.head = study
+    return account
+
+
+def _add_grant(  # all that a grant is made of
+    act: Act,
+    account: Account,
+    grant_id: UUID,
+    role: Role,
+    study_code: StudyCode | None,
+    site_code: SiteCode | None,
+    terms: Terms,
+) -> None:
+    grant = RoleGrant(
+        grant_id,
+        role,
+        study_code,
+        site_code,
+        act.now,
+        act.principal.name,
+        starts_at=terms.starts_at,
+        ends_at=terms.ends_at,
+        needs_training=terms.needs_training,
+    )
+    people.add_grant(act.tx, account.principal_id, grant)
+
+
+def list_grants(ctx: RequestContext, holder: Holder, at: datetime | None) -> Grants:
     """Return the grants of an account that held at a moment (USR-19); when none is named, those that nobody has revoked."""
 
-    def work(act: Act) -> Sequence[RoleGrant]:
+    def work(act: Act) -> Grants:
         act.note(target=holder.target())
-        found = people.list_grants(act.tx, holder.account(act.tx).principal_id, at)
-        return found if at is not None else [grant for grant in found if grant.revoked_at is None]
+        principal_id = holder.account(act.tx).principal_id
+        found = people.list_grants(act.tx, principal_id, at)
+        if at is not None:
+            return Grants(found, ())
+        standing = [grant for grant in found if grant.revoked_at is None]
+        return Grants(standing, pending_grants.list_pending(act.tx, principal_id, act.now))
 
     return audited(ctx, Action.LIST_GRANTS, work)
 
@@ -742,13 +842,24 @@ def list_delegations(
 
 
 def revoke_grant(ctx: RequestContext, holder: Holder, grant_id: UUID) -> None:
-    """End a grant; live tokens feel it at their next request (USR-06). Raises ``Missing``, ``Conflict`` for the last admin's."""
+    """End a grant; live tokens feel it at their next request (USR-06). Raises ``Missing``, ``Conflict`` for the last admin's.
+
+    What waits for a second administrator is withdrawn.
+    """
 
     def work(act: Act) -> None:
         act.note(target={**holder.target(), "grant_id": str(grant_id)})
         admins = people.hold_service_admins(act.tx)
         account = holder.account(act.tx)
         people.lock_account(act.tx, account.principal_id)
+        waiting = pending_grants.list_pending(act.tx, account.principal_id, act.now)
+        asked = next((one for one in waiting if one.grant_id == grant_id), None)
+        if asked is not None:
+            pending_grants.record_decision(act.tx, grant_id, act.now, act.principal.name)
+            part = _grant_part(asked.role, asked.study_code, asked.site_code)
+            act.head = studies.find_study(act.tx, asked.study_code) if asked.study_code is not None else None
+            act.note(before={**part, "status": "pending"}, site_code=asked.site_code)
+            return
         ended = people.record_revocation(act.tx, account.principal_id, grant_id, act.now, act.principal.name)
         if ended.role is Role.SERVICE_ADMIN:
             _keep_one_admin(admins, account.principal_id)

@@ -20,7 +20,7 @@ from app.errors import AuditUnavailable, KeyUnavailable, SnoseError, UnsafeSetti
 from app.sealing.ring import KeyRing
 from app.services.enveloping import is_overdue
 from app.services.startup import Surroundings
-from app.storage import access_reviews, envelopes, keys, migrate, server, triggers, unblinding
+from app.storage import access_reviews, envelopes, keys, migrate, people, server, triggers, unblinding
 from app.storage.server import Server
 
 _MEND_KEY: Final = (
@@ -28,6 +28,7 @@ _MEND_KEY: Final = (
     "snose keys restore --escrow FILE --recipient-key FILE"
 )
 _LOOKED_AT: Final = 100_000
+_TWO: Final = 2
 _MUST_BE_ON: Final = ("fsync", "full_page_writes", "synchronous_commit")
 ROOM: Final = 512 << 20
 """Bytes: head-room that is kept for code breaks (rule D5)."""
@@ -61,8 +62,28 @@ def weaknesses(around: Surroundings, url_file: Path | None = None) -> list[Findi
 
 
 def concerns(around: Surroundings, mode: Mode) -> list[Finding]:
-    """Return what is left to people: what is overdue, and what is wrong with the code-break envelopes."""
-    return [*_of_reviews(around), *_of_code_breaks(around), *_of_envelopes(around, mode)]
+    """Return what is left to people: what is overdue, nobody to confirm grants, what is wrong with the code-break envelopes."""
+    return [*_of_reviews(around), *_of_code_breaks(around), *_of_grants(around), *_of_envelopes(around, mode)]
+
+
+def _of_grants(around: Surroundings) -> list[Finding]:
+    """Return that a grant which waits for a second service administrator would wait for nobody."""
+    if not around.limits.two_person_grants:
+        return []
+    try:
+        with around.database.transaction() as tx:
+            admins = people.list_service_admins(tx)
+    except SnoseError:
+        # Told among the findings.
+        return []
+    if len(admins) >= _TWO:
+        return []
+    return [
+        Finding(
+            "Rights to unblind are given by two service administrators, and fewer than two are active.",
+            "Start with SNOSE_TWO_PERSON_GRANTS=false, grant service_admin to a second person, and set it again.",
+        )
+    ]
 
 
 def _of_reviews(around: Surroundings) -> list[Finding]:

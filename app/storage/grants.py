@@ -33,6 +33,7 @@ CHANGEABLE: Final = {
     "passkey": ("sign_count", "last_challenge_at", "last_request", "removed_at"),
     "issuer": ("confirmed_at", "confirmed_by", "revoked_at", "revoked_by"),
     "identity_link": ("confirmed_at", "confirmed_by", "ended_at", "ended_by", "proof_spent_until"),
+    "pending_grant": ("decided_at", "decided_by"),
     "role_grant": ("revoked_at", "revoked_by"),
     "session": ("proof_at", "proof_spent_at", "ended_at", "used_at", "wrong_codes"),
     "study": (

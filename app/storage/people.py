@@ -705,19 +705,26 @@ def record_revocation(tx: Transaction, principal_id: UUID, grant_id: UUID, at: d
     return next(grant for grant in list_grants(tx, principal_id) if grant.grant_id == grant_id)
 
 
+_SERVICE_ADMINS: Final = (
+    select(_p.principal_id)
+    .where(
+        _p.is_active,
+        _p.principal_id.in_(select(_g.principal_id).where(_g.role == Role.SERVICE_ADMIN, _g.revoked_at.is_(None))),
+    )
+    .order_by(_p.principal_id)
+)
+
+
+def list_service_admins(tx: Transaction) -> list[UUID]:
+    """Return the active service admins."""
+    return [row.principal_id for row in tx.execute(_SERVICE_ADMINS)]
+
+
 def hold_service_admins(tx: Transaction) -> list[UUID]:
     """Return the active service admins, and keep others from changing any of them until the transaction ends."""
-    query = (
-        select(_p.principal_id)
-        .where(
-            _p.is_active,
-            _p.principal_id.in_(select(_g.principal_id).where(_g.role == Role.SERVICE_ADMIN, _g.revoked_at.is_(None))),
-        )
-        .order_by(_p.principal_id)
-    )
-    tx.execute(query.with_for_update())
+    tx.execute(_SERVICE_ADMINS.with_for_update())
     # Read after the locks were given: who was switched off meanwhile is seen, and everybody locks in the same order.
-    return [row.principal_id for row in tx.execute(query)]
+    return list_service_admins(tx)
 
 
 @dataclass(frozen=True, slots=True)

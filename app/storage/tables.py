@@ -228,6 +228,24 @@ role_grant = Table(
     Index(None, "principal_id"),
     Index(None, "study_code"),
 )
+pending_grant = Table(
+    "pending_grant",
+    metadata,
+    Column("grant_id", Uuid(), primary_key=True),
+    _id("principal_id"),
+    _text("role"),
+    _text("study_code", nullable=True),
+    _text("site_code", nullable=True),
+    _time("starts_at", nullable=True),
+    _time("ends_at", nullable=True),
+    Column("needs_training", Boolean(), nullable=False),
+    _time("requested_at"),
+    _text("requested_by"),
+    _time("decided_at", nullable=True),
+    _text("decided_by", nullable=True),
+    ForeignKeyConstraint(["principal_id"], ["principal.principal_id"]),
+    Index(None, "principal_id"),
+)
 training = Table(
     "training",
     metadata,

@@ -29,6 +29,7 @@ WITHOUT_TRIGGERS: Final = {
         "issuer",
         "known_device",
         "passkey",
+        "pending_grant",
     ),
     *("session", "sign_in_tries", "used_assertion"),
 }

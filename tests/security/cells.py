@@ -42,6 +42,7 @@ CELLS: Final[Mapping[str, Cells]] = {
     "reset_person": Cells(_MISSING),
     "end_sessions_of_person": Cells(_MISSING),
     "grant_role": Cells(_EMPTY),
+    "confirm_grant": Cells(_MISSING),
     "list_grants": Cells(_MISSING),
     "revoke_grant": Cells(_MISSING),
     "record_training": Cells(_EMPTY),

@@ -61,6 +61,7 @@ RIGHTS: Final[dict[str, frozenset[Role]]] = {
     "reset_person": ADMIN,
     "end_sessions_of_person": ADMIN,
     "grant_role": ADMIN,
+    "confirm_grant": ADMIN,
     "list_grants": ADMIN,
     "revoke_grant": ADMIN,
     "record_training": ADMIN,
@@ -197,6 +198,7 @@ OWN: Final = frozenset(
 STEP_UP: Final = frozenset(
     {
         "confirm_issuer",
+        "confirm_grant",
         "sign_access_review",
         "confirm_identity",
         "confirm_recovery",

@@ -117,8 +117,9 @@ class TestTwins:
 UNPLAYED: Final[Mapping[str, str]] = {
     "begin_sign_in": "a provider is asked over a network, about no trial: tests/api/test_sign_ins.py",
     "complete_sign_in": "as begin_sign_in",
+    "confirm_grant": "nothing waits in a deployment without the setting; in one with it, in tests/api/test_two_person_grants.py",
 }
-"""Operations that cannot be done in process, each with its reason."""
+"""Operations that the script cannot do, each with its reason."""
 
 UNMET: Final[Mapping[str, str]] = {
     "error": "the root of the tree, which nobody raises",

@@ -40,6 +40,7 @@ WITHOUT_RULES: Final = {
         "issuer",
         "known_device",
         "passkey",
+        "pending_grant",
     ),
     *("session", "sign_in_tries", "used_assertion"),
 }

@@ -44,6 +44,7 @@ SERVICE_WIDE: Final[Mapping[str, str]] = {
     "used_assertion": "of a machine client, before it is known for what it asks",
     "sign_in_tries": "of a name, before anybody is known",
     "role_grant": "read by the person at each request, and given before a study is registered",
+    "pending_grant": "asked for before a study is registered, as role_grant is given",
     "training": "of a person, who works in many studies",
     "session": "of a person, not of a study",
     "study": "finds the id of a study by its code; few rows, which every node holds a copy of (a reference table)",
