@@ -5,7 +5,7 @@ study.investigator.post(f"{S}/code-breaks", json={...}, step_up=True)
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -23,12 +23,12 @@ S: Final = f"/v1/studies/{STUDY}"
 TREATMENTS: Final = {arm["arm_code"]: arm["treatment"] for arm in STUDY_BODY["arms"]}
 
 
-def allocation_of(subject: str) -> dict[str, Any]:
+def allocation_of(subject: str, strata: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return the body that asks for the allocation of a subject at site 01."""
     return {
         "subject_id": subject,
         "site_code": "01",
-        "strata": {},
+        "strata": dict(strata or {}),
         "consent_confirmed": True,
         "eligibility_confirmed": True,
     }
@@ -63,8 +63,9 @@ class RunningStudy:
         """Return the allocation of one more subject."""
         return self.allocate(f"01-{len(self.allocations) + 1:04}")
 
-    def allocate(self, subject: str) -> dict[str, Any]:
-        answer: dict[str, Any] = expect(self.investigator.post(f"{S}/allocations", json=allocation_of(subject)), 201)
+    def allocate(self, subject: str, strata: Mapping[str, str] | None = None) -> dict[str, Any]:
+        body = allocation_of(subject, strata)
+        answer: dict[str, Any] = expect(self.investigator.post(f"{S}/allocations", json=body), 201)
         self.allocations.append(answer)
         return answer
 

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from app.api.doors import Context, Door
 from app.api.schemas import (
     Body,
+    Code,
     Cursor,
     IdPath,
     Limit,
@@ -33,18 +34,29 @@ Board = Annotated[Text, Field(examples=["Independent data monitoring committee, 
 Key = Annotated[RecipientKey, Field(examples=["j0DFrbaPJWJK5bIU6nZ6bslNgp09e14a0bpvPiE4KF8="])]
 
 
+Cohort = Annotated[
+    dict[Code, Code],
+    Field(
+        max_length=20,
+        examples=[{}],
+        description="levels of stratification factors: only who was allocated with all of them; everybody, if none is named",
+    ),
+]
+
+
 class InterimRequest(Body):
     """For which board, up to which moment, and the board's own key: nobody else can open the package."""
 
     data_cut_at: DataCut
     show: Annotated[Shown, Field(strict=False, examples=["groups"])] = Shown.ARMS
     board: Board
+    strata: Cohort = Field(default_factory=dict)
     recipient_key: Key
     meaning: Literal["responsibility"]
 
     def wanted(self) -> interim.InterimWanted:
         """Return what is asked for in the service's words."""
-        return interim.InterimWanted(self.data_cut_at, self.show, self.board, self.recipient_key)
+        return interim.InterimWanted(self.data_cut_at, self.show, self.board, self.recipient_key, self.strata)
 
 
 class InterimRequestedRead(Signed):
@@ -58,9 +70,10 @@ class InterimRequestedRead(Signed):
 
 
 class InterimRelease(Body):
-    """What the second person signs: the same cut, and the key as they have it from the board themselves."""
+    """What the second person signs: the same cut and part, and the key as they have it from the board themselves."""
 
     data_cut_at: DataCut
+    strata: Cohort = Field(default_factory=dict)
     recipient_key: Key
     meaning: Literal["approval"]
 
@@ -72,6 +85,7 @@ class InterimRecordRead(Signed):
     data_cut_at: Time
     show: str = Field(examples=["groups"])
     board: Board
+    strata: Annotated[dict[str, str], Field(examples=[{}])]
     requested_at: Time
     requested_by: Annotated[str, Field(examples=["s.ito"])]
     released_at: Time | None
@@ -106,6 +120,8 @@ def list_interims(study: StudyPath, ctx: Context, limit: Limit = 100, cursor: Cu
 )
 def release_interim(study: StudyPath, request_id: IdPath, body: InterimRelease, ctx: Context) -> Response:
     """Release an interim package as the second person, once."""
-    package = interim.release_interim(ctx, StudyCode(study), UUID(request_id), body.data_cut_at, body.recipient_key)
+    package = interim.release_interim(
+        ctx, StudyCode(study), UUID(request_id), body.data_cut_at, body.recipient_key, body.strata
+    )
     headers = {"Content-Disposition": f'attachment; filename="{package.file_name}"'}
     return Response(package.content, 200, headers, "application/octet-stream")

@@ -121,7 +121,8 @@ _OPENED: Final[Mapping[str, Told]] = {
         Learnt.SEALED, "received the codes of the code-break envelopes, which open none without the desk's key"
     ),
     Action.RELEASE_INTERIM: Told(
-        Learnt.TREATMENT, "released an interim package, which tells the treatment of everybody up to its data cut"
+        Learnt.TREATMENT,
+        "released an interim package, which tells the treatment of everybody of its part up to the data cut",
     ),
     Action.RELEASE_FINAL_UNBLINDING: Told(
         Learnt.TREATMENT, "received the final package, which tells the treatment of every subject"

@@ -19,6 +19,7 @@ from app.services.audited import Act, audited
 from app.services.checkpoints import body_of, check_lookup, origin_of
 from app.services.context import RequestContext
 from app.services.evidence import safety_context
+from app.services.interim import is_of_part
 from app.storage import allocations, kits, trail, unblinding
 from app.storage.trail import Entry, EntryFilter
 
@@ -79,6 +80,7 @@ class _Subject:
 
     key: SubjectKey
     allocated_at: datetime
+    strata_used: Mapping[str, str]
     kit_codes: frozenset[str]
     consignment_codes: frozenset[str]
 
@@ -100,6 +102,7 @@ def read_disclosures(
         about = _Subject(
             key,
             allocation.allocated_at,
+            allocation.strata_used,
             frozenset(kit.kit_code for kit in given),
             frozenset(kit.consignment_code for kit in given),
         )
@@ -243,8 +246,9 @@ def _concerns(body: Mapping[str, Any], about: _Subject, whose: SubjectKey | None
     if action == Action.UNBLIND_FOR_SAFETY:
         return whose in (None, about.key)
     if action == Action.RELEASE_INTERIM and "data_cut_at" in (body["after"] or {}):
-        # Who was allocated after the cut is not in the package.
-        return about.allocated_at <= datetime.fromisoformat(body["after"]["data_cut_at"])
+        # Who was allocated after the cut, or is of another part, is not in the package.
+        is_cut_off = about.allocated_at > datetime.fromisoformat(body["after"]["data_cut_at"])
+        return not is_cut_off and is_of_part(about.strata_used, body["after"].get("strata", {}))
     if "consignment_codes" in (body["after"] or {}):
         return not about.consignment_codes.isdisjoint(body["after"]["consignment_codes"])
     if "consignment_code" in target:

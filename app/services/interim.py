@@ -1,13 +1,16 @@
 """The interim door: the allocations up to a data cut, for an independent board alone (UNB-06, rules D7, F3).
 
+It can be of a part of the study alone, a cohort, that is named by levels of its factors (UNB-10).
+
 Two unblinded people sign it, and neither reads it: the package is always encrypted to the board's key, which both of them name. So
 statistician and approver still learn nothing about any subject before the final unblinding (rule B10). Nobody who was allocated
-after the cut is opened. Group codes instead of arms are a courtesy to the board, no blinding: they count as unblinded.
+after the cut, or is of another part, is opened. Group codes instead of arms are a courtesy to the board, no blinding: they count
+as unblinded.
 """
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -61,6 +64,8 @@ class InterimWanted:
     show: Shown
     board: str
     recipient_key: str
+    strata: Mapping[str, str] = field(default_factory=dict)
+    """Levels of factors: whoever was allocated with all of them is of the part; all subjects, if none is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ class InterimRequested:
 def request_interim(ctx: RequestContext, study: StudyCode, wanted: InterimWanted) -> InterimRequested:
     """Return the signed request for the allocations up to a data cut, which another unblinded person must release.
 
-    Raises ``Invalid`` for a cut that is still to come, and for a ``recipient_key`` that is none.
+    Raises ``Invalid`` for a cut that is still to come, a part that the study has not, and a ``recipient_key`` that is none.
     """
 
     def work(act: Act) -> InterimRequested:
@@ -87,9 +92,16 @@ def request_interim(ctx: RequestContext, study: StudyCode, wanted: InterimWanted
         if wanted.data_cut_at > act.now:
             message = "The data are cut at a moment that has passed: else nobody would know what is in the package."
             raise Invalid(message, "data_cut_at")
+        _check_strata(act, wanted.strata)
         request_id = act.deployment.new_id()
         ring = act.deployment.ring
-        told = {"data_cut_at": wanted.data_cut_at.isoformat(), "show": wanted.show, "board": wanted.board}
+        strata = dict(wanted.strata)
+        told = {
+            "data_cut_at": wanted.data_cut_at.isoformat(),
+            "show": wanted.show,
+            "board": wanted.board,
+            "strata": strata,
+        }
         request = DualControlRequest(
             request_id,
             _INTERIM,
@@ -103,7 +115,7 @@ def request_interim(ctx: RequestContext, study: StudyCode, wanted: InterimWanted
         dual_control.add_request(act.tx, act.study.study_id, request)
         act.note(
             target={"request_id": str(request_id)},
-            after={"data_cut_at": told["data_cut_at"], "show": wanted.show},
+            after={"data_cut_at": wanted.data_cut_at.isoformat(), "show": wanted.show, "strata": strata},
             restricted={"board": wanted.board, "recipient_key": wanted.recipient_key},
         )
         record_id, content = str(request_id), request_content(request)
@@ -123,12 +135,17 @@ class InterimPackage:
 
 
 def release_interim(
-    ctx: RequestContext, study: StudyCode, request_id: UUID, data_cut_at: datetime, recipient_key: str
+    ctx: RequestContext,
+    study: StudyCode,
+    request_id: UUID,
+    data_cut_at: datetime,
+    recipient_key: str,
+    strata: Mapping[str, str],
 ) -> InterimPackage:
-    """Return the package, once, to another person than who asked; both name the same data cut and the same key.
+    """Return the package, once, to another person than who asked; both name the same data cut, the same part and the same key.
 
     Raises ``Missing``, ``SecondPersonRequired``, ``IllegalTransition`` for one that was released before, ``Invalid`` for another
-    cut or key than was asked for, and ``IntegrityBroken`` when a slot or a binding is not what was committed to.
+    cut, part or key than was asked for, and ``IntegrityBroken`` when a slot or a binding is not what was committed to.
     """
 
     def work(act: Act) -> InterimPackage:
@@ -144,16 +161,20 @@ def release_interim(
         if told.data_cut_at != data_cut_at:
             message = "The request is for another data cut."
             raise Invalid(message, "data_cut_at")
+        if told.strata != strata:
+            message = "The request is for another part of the study."
+            raise Invalid(message, "strata")
         if request.recipient_key != recipient_key:
             message = "The request is for the holder of another key: ask the board for its own."
             raise Invalid(message, "recipient_key")
         dual_control.record_release(act.tx, study_id, request_id, act.now, act.principal.name)
-        content = _package(act, told.data_cut_at, told.show)
+        content = _package(act, told)
         act.note(
             after={
                 "requested_by": request.requested_by,
                 "data_cut_at": told.data_cut_at.isoformat(),
                 "show": told.show,
+                "strata": dict(told.strata),
                 "encrypted": True,
             }
         )
@@ -176,6 +197,7 @@ class InterimRecord:
     data_cut_at: datetime
     show: Shown
     board: str
+    strata: Mapping[str, str]
     requested_at: datetime
     requested_by: str
     released_at: datetime | None
@@ -210,6 +232,22 @@ def list_interims(ctx: RequestContext, study: StudyCode, limit: int, cursor: str
     return audited(ctx, Action.READ_INTERIMS, work, study=study)
 
 
+def _check_strata(act: Act, strata: Mapping[str, str]) -> None:
+    """Raise ``Invalid`` unless a part is named by factors of the study and their levels."""
+    known = {
+        factor.factor_code: {level.level_code for level in factor.levels}
+        for factor in studies.list_factors(act.tx, act.study.study_id)
+    }
+    if any(level not in known.get(code, ()) for code, level in strata.items()):
+        message = "A part is named by stratification factors of the study, each with one of its levels."
+        raise Invalid(message, "strata")
+
+
+def is_of_part(strata_used: Mapping[str, str], strata: Mapping[str, str]) -> bool:
+    """Return whether a subject who was allocated with these strata is of a part."""
+    return strata.items() <= strata_used.items()
+
+
 def _context(study: StudyCode, request_id: UUID) -> SealContext:
     return SealContext(Column.REQUEST_TEXT, study, (str(request_id),))
 
@@ -222,6 +260,8 @@ def _told(act: Act, request: DualControlRequest) -> InterimRecord:
         datetime.fromisoformat(told["data_cut_at"]),
         Shown(told["show"]),
         told["board"],
+        # Requests from before this release are for all subjects.
+        told.get("strata", {}),
         request.requested_at,
         request.requested_by,
         request.released_at,
@@ -232,18 +272,19 @@ def _told(act: Act, request: DualControlRequest) -> InterimRecord:
 # -- the package. Danger: holds the arm of everybody up to the cut
 
 
-def _package(act: Act, data_cut_at: datetime, show: Shown) -> bytes:
+def _package(act: Act, told: InterimRecord) -> bytes:
     text = StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow([*_HEADER, "group" if show is Shown.GROUPS else "arm_code"])
+    are_groups = told.show is Shown.GROUPS
+    writer.writerow([*_HEADER, "group" if are_groups else "arm_code"])
     groups = _groups(act)
-    for allocation, binding in _opened(act, data_cut_at):
+    for allocation, binding in _opened(act, told.data_cut_at, told.strata):
         cells = (
             allocation.subject_id,
             allocation.site_code,
             allocation.randomization_number,
             allocation.allocated_at.isoformat(),
-            groups[binding.arm_code] if show is Shown.GROUPS else binding.arm_code,
+            groups[binding.arm_code] if are_groups else binding.arm_code,
         )
         writer.writerow(map(harmless, cells))
     return text.getvalue().encode()
@@ -257,13 +298,14 @@ def _groups(act: Act) -> dict[ArmCode, str]:
     return {arm: f"G{at}" for at, arm in enumerate(arms, 1)}
 
 
-def _opened(act: Act, data_cut_at: datetime) -> Iterator[tuple[Allocation, Binding]]:
-    """Give who was allocated up to the cut, each proved to the signed list; nothing of anybody later is opened."""
+def _opened(act: Act, data_cut_at: datetime, strata: Mapping[str, str]) -> Iterator[tuple[Allocation, Binding]]:
+    """Give who of a part was allocated up to the cut, each proved to the signed list; nothing of anybody else is opened."""
     study_id = act.study.study_id
     after: tuple[datetime, UUID] | None = None
     while page := allocations.list_allocations(act.tx, study_id, None, after, data_cut_at, _PAGE):
-        firsts = _first_kits(act, [one.subject_key for one in page])
-        for one in page:
+        theirs = [one for one in page if is_of_part(one.strata_used, strata)]
+        firsts = _first_kits(act, [one.subject_key for one in theirs])
+        for one in theirs:
             if one.subject_key not in firsts:
                 message = "An allocation has lost its kit."
                 raise IntegrityBroken(message)

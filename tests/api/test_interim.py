@@ -12,9 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from app.domain.words import StudyCode
 from app.sealing.recipients import decrypt_with
+from app.services import evidence, interim
 from app.services.interim import interim_info
-from tests.harness import STUDY, Json, expect
-from tests.running_study import TREATMENTS, RunningStudy, S, execute, shared_running_study, tampering
+from tests.harness import STUDY, House, Json, expect
+from tests.running_study import TREATMENTS, RunningStudy, S, execute, running_study, shared_running_study, tampering
 from tests.security.test_code_break_faults import full_disk
 
 INTERIMS: Final = f"{S}/interim-unblinding-requests"
@@ -127,6 +128,7 @@ class TestInterim:
             "meaning": "approval",
             "board": "",
             "show": "both",
+            "strata": {"COHORT": "A"},
         }
         for field, value in faults.items():
             problem = expect(statistician.post(INTERIMS, json=cut(running, **{field: value}), step_up=True), 422)
@@ -148,6 +150,7 @@ class TestInterim:
             "data_cut_at": wanted["data_cut_at"],
             "show": "groups",
             "board": wanted["board"],
+            "strata": {},
             "requested_at": last["requested_at"],
             "requested_by": running.people["statistician"].username,
             "released_at": last["released_at"],
@@ -186,3 +189,66 @@ class TestInterim:
             expect(running.house.send("POST", path, token=token, json=signing(wanted)), 503)
         assert [entry["outcome"] for entry in running.house.trail(STUDY)[-2:]] == ["done", "withheld"]
         expect(approver.post(path, json=signing(wanted), step_up=True), 409)
+
+
+class TestPart:
+    def test_one_cohort_and_no_other(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who is of another part is neither in the package nor opened for it, and their reports do not name it. [UNB-10, F3]"""
+        levels = [{"level_code": code, "label": f"Cohort {code}"} for code in "AB"]
+        factors = [{"factor_code": "COHORT", "label": "Cohort", "levels": levels}]
+        study = running_study(house, subjects=0, factors=factors)
+        cohorts = {f"01-000{number}": "AABBA"[number - 1] for number in range(1, 6)}
+        for subject, cohort in cohorts.items():
+            study.allocate(subject, {"COHORT": cohort})
+        approver, monitor = study.people["list_approver"], study.person("monitor")
+        for strata in ({"SITE": "01"}, {"COHORT": "C"}, {"COHORT": "A", "SEX": "f"}):
+            problem = expect(
+                study.people["statistician"].post(INTERIMS, json=cut(study, strata=strata), step_up=True), 422
+            )
+            assert [fault["field"] for fault in problem["errors"]] == ["strata"]
+        wanted = cut(study, strata={"COHORT": "A"})
+        path = ask(study, wanted)
+        for other in ({}, {"COHORT": "B"}):
+            problem = expect(approver.post(path, json=signing(wanted, strata=other), step_up=True), 422)
+            assert [fault["field"] for fault in problem["errors"]] == ["strata"]
+        opened_for: list[str] = []
+        open_one = evidence.open_allocation
+
+        def watched(act: Any, allocation: Any, kit_id: Any) -> Any:  # noqa: ANN401  # as it is called
+            opened_for.append(allocation.subject_id)
+            return open_one(act, allocation, kit_id)
+
+        monkeypatch.setattr(interim, "open_allocation", watched)
+        released = approver.post(path, json=signing(wanted, strata={"COHORT": "A"}), step_up=True)
+        assert released.status_code == 200
+        theirs = [subject for subject, cohort in cohorts.items() if cohort == "A"]
+        rows = opened(released.content)
+        assert [row["subject_id"] for row in rows] == opened_for == theirs
+        assert house.trail(STUDY)[-1]["after"]["strata"] == {"COHORT": "A"}
+        assert expect(study.person("inspector").get(INTERIMS), 200)["items"][-1]["strata"] == {"COHORT": "A"}
+        for subject, cohort in cohorts.items():
+            report = expect(monitor.get(f"{S}/subjects/{subject}/disclosures", limit=500), 200)["items"]
+            named = [
+                one for one in report if one["action"] == "interim_unblinding:release" and one["learnt"] == "treatment"
+            ]
+            assert len(named) == (cohort == "A"), subject
+        # Everybody is still opened where no part is named, as ever.
+        wanted = cut(study)
+        assert len(opened(approver.post(ask(study, wanted), json=signing(wanted), step_up=True).content)) == len(
+            cohorts
+        )
+
+    def test_a_build_that_forgets_the_part(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Negative control: then the board would read of another cohort. [UNB-10]"""
+        levels = [{"level_code": code, "label": f"Cohort {code}"} for code in "AB"]
+        study = running_study(
+            house, subjects=0, factors=[{"factor_code": "COHORT", "label": "Cohort", "levels": levels}]
+        )
+        for subject, cohort in (("01-0001", "A"), ("01-0002", "B")):
+            study.allocate(subject, {"COHORT": cohort})
+        monkeypatch.setattr(interim, "is_of_part", lambda *_: True)
+        wanted = cut(study, strata={"COHORT": "A"})
+        released = study.people["list_approver"].post(
+            ask(study, wanted), json=signing(wanted, strata=wanted["strata"]), step_up=True
+        )
+        assert len(opened(released.content)) == 2

@@ -255,7 +255,7 @@ CELLS: Final[Mapping[str, Cells]] = {
     "release_interim": Cells(_EMPTY, closed=_MISSING),
     "list_interims": Cells(
         "200 items(board data_cut_at is_signed released_at released_by request_id requested_at requested_by "
-        f"show {_BY}) next_cursor"
+        f"show {_BY} strata) next_cursor"
     ),
     "request_final_unblinding": Cells(
         _EMPTY, closed=f"201 is_signed {_RECEIPT} request_id requested_at requested_by {_BY}"
