@@ -12,8 +12,10 @@ import pypdf
 import pytest
 from typer.testing import CliRunner
 
-from app.cli import command
+from app.cli import command, site_treatments
 from app.cli.certificate import NotVerified, Section, draw, print_certificate
+from app.cli.site_treatments import treatments_of
+from app.errors import Missing
 from tests.security.evidence_builders import LIST_ID, SIGNER, Package, package
 
 KEY: Final = ("--key", SIGNER.vkey)
@@ -100,3 +102,53 @@ class TestCertificate:
         assert second.startswith("UNBLINDED")
         assert "I have compared" in second
         assert "Signature" in second
+
+
+class TestSiteTreatments:
+    """What one site is told when the trial is over. [UNB-09]"""
+
+    def test_its_own_subjects_alone(self, tmp_path: Path) -> None:
+        """Each line of the list is of one site's file, and of no other's. [UNB-09]"""
+        path = package(sites=("01", "02")).write(tmp_path / "final.zip")
+        with zipfile.ZipFile(path) as archive:
+            heading, *lines = archive.read("list.csv").decode().splitlines()
+            allocations = json.loads(archive.read("allocations.json"))["allocations"]
+        parts = {}
+        for site in ("01", "02"):
+            content, subjects = treatments_of(path, site, KEY)
+            first, *parts[site] = content.decode().splitlines()
+            assert first == heading
+            assert len(parts[site]) == subjects > 0
+            theirs = {one["subject_id"] for one in allocations if one["site_code"] == site}
+            assert {line.split(",")[0] for line in parts[site]} == theirs
+        assert sorted(parts["01"] + parts["02"]) == sorted(lines)
+        with pytest.raises(Missing, match="of site 03"):
+            treatments_of(path, "03", KEY)
+
+    def test_only_what_verifies(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing is written from a package that was altered, cannot be read, or changes meanwhile. [UNB-09, E4]"""
+        out = tmp_path / "site.csv"
+        spoilt = package().write(tmp_path / "spoilt.zip", {"list.csv": b"nothing"})
+        done = CliRunner().invoke(command, ["site-treatments", str(spoilt), "--site", "01", "--out", str(out)])
+        assert isinstance(done.exception, NotVerified)
+        with pytest.raises(NotVerified, match="cannot be read"):
+            treatments_of(tmp_path, "01", KEY)
+        whole = package().write(tmp_path / "final.zip")
+        digests = iter(["before", "after"])
+        monkeypatch.setattr(site_treatments, "digest_of", lambda _: next(digests))
+        with pytest.raises(NotVerified, match="was changed"):
+            treatments_of(whole, "01", KEY)
+        assert not out.exists()
+
+    def test_the_command(self, tmp_path: Path) -> None:
+        """For its owner's eyes, and never over a file that is there. [UNB-09]"""
+        path, out = package().write(tmp_path / "final.zip"), tmp_path / "site.csv"
+        words = ["site-treatments", str(path), "--site", "01", "--out", str(out), *KEY]
+        done = CliRunner().invoke(command, words)
+        assert "It is unblinded" in done.stdout
+        assert out.stat().st_mode & 0o777 == 0o600
+        before = out.read_bytes()
+        assert CliRunner().invoke(command, [*words, "--json"]).exit_code == 1
+        assert out.read_bytes() == before
+        out.unlink()
+        assert json.loads(CliRunner().invoke(command, [*words, "--json"]).stdout)["site"] == "01"

@@ -24,6 +24,7 @@ _MODULES: Final = {
     "doctor": "operating",
     "sign-in": "sign_in",
     "certificate": "certificate",
+    "site-treatments": "site_treatments",
     "open": "opening",
     "verify": "verifying",
     "witness": "witness",

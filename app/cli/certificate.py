@@ -83,9 +83,9 @@ def print_certificate(package: Path, out: Path, options: Sequence[str]) -> str:
     Raises ``NotVerified`` with the first difference, or for a file that cannot be read or written.
     """
     try:
-        digest = _digest(package)
-        drawn = _drawn(package, digest, _verified(package, options))
-        if _digest(package) != digest:
+        digest = digest_of(package)
+        drawn = _drawn(package, digest, verified(package, options))
+        if digest_of(package) != digest:
             raise NotVerified("The package was changed while it was verified; nothing was printed.")
         out.write_bytes(drawn)
     except OSError as error:
@@ -100,13 +100,14 @@ def _drawn(package: Path, digest: str, report: dict[str, Any]) -> bytes:
         return draw(list(_sections(archive, report, digest)), created_at)
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal; raise ``OSError``."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verified(package: Path, options: Sequence[str]) -> dict[str, Any]:
-    """Return the report of the verifier, which is a process of its own."""
+def verified(package: Path, options: Sequence[str]) -> dict[str, Any]:
+    """Return the report of the verifier, a process of its own, on a package; raise ``NotVerified`` with the first difference."""
     command = [sys.executable, "-I", str(files("app") / "verifier.py"), "package", str(package), "--json", *options]
     finished = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603  # our own file, by our own interpreter, no shell
     if not finished.stdout:
@@ -133,7 +134,7 @@ def _sections(archive: ZipFile, report: dict[str, Any], digest: str) -> Iterator
             ("Deployment", manifest["deployment_id"]),
             ("Package made at", manifest["created_at"]),
             ("Package, SHA-256", digest),
-            ("Verifier, SHA-256", _digest(Path(str(files("app") / "verifier.py")))),
+            ("Verifier, SHA-256", digest_of(Path(str(files("app") / "verifier.py")))),
             ("Finding", "VERIFIED: the verifier found no difference"),
             *(("Note", warning) for warning in report["warnings"]),
         ],

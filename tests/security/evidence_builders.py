@@ -313,8 +313,8 @@ class Package:
         return path
 
 
-def package(*, imported: bool = False) -> Package:
-    """Eleven subjects: six fill stratum f of the first list, two follow in its extension, three are in stratum m."""
+def package(*, imported: bool = False, sites: Sequence[str] = ("01",)) -> Package:
+    """Eleven subjects, in turn of each site: six fill stratum f of the first list, two follow in its extension, three are in m."""
     schedules = [
         schedule_row(specification(), LIST_ID, imported=imported),
         schedule_row(specification(segment=1, fill=Fill.OVERRUN), EXTENSION_ID),
@@ -340,7 +340,7 @@ def package(*, imported: bool = False) -> Package:
         allocations.append(
             {
                 "subject_id": f"01-{number:04}",
-                "site_code": "01",
+                "site_code": sites[number % len(sites)],
                 "stratum_code": schedule["strata"][stratum]["stratum_code"],
                 "schedule_id": schedule["schedule_id"],
                 "position": position,
@@ -354,7 +354,7 @@ def package(*, imported: bool = False) -> Package:
                 "kits": kits,
             }
         )
-        target = {"subject_id": f"01-{number:04}", "site_code": "01"}
+        target = {"subject_id": f"01-{number:04}", "site_code": sites[number % len(sites)]}
         levels = dict([allocations[-1]["stratum_code"].split("=")])
         after = {"randomization_number": slot[4], "kit_code": codes[0], "strata": levels}
         if number % 2:
