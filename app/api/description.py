@@ -125,7 +125,8 @@ def _problems_of(operation: Mapping[str, Any], action: Action, method: str, path
     if operation.get("parameters") or operation.get("requestBody"):
         yield "422", "Invalid"
     can_conflict = "passkey" in path or "recoveries" in path or action is Action.CHALLENGE_PASSKEY
-    if method != "GET" and (can_conflict or not (is_public or is_own)):
+    if action is Action.READ_PREPARATION or (method != "GET" and (can_conflict or not (is_public or is_own))):
+        # Of the readings one alone conflicts: a subject may have no usable kit.
         yield "409", "Conflict"
     if action in _THROTTLED:
         yield "429", "TooManyAttempts"

@@ -248,6 +248,14 @@ class TestProblems:
                 assert 'max_age="300"' in header["example"]
                 assert "step_up_required" in answer["content"]["application/problem+json"]["examples"]
 
+    def test_a_reading_that_conflicts_is_declared(self, house: House, document: Json) -> None:
+        """A subject whose kits are out of date has nothing to be prepared, which no client meets unprepared (SYS-08, T11)."""
+        study = running_study(house, subjects=1)
+        house.clock.advance(days=800)
+        answer = study.person("unblinded_pharmacist").get(f"{S}/subjects/01-0001/preparation", step_up=True)
+        assert expect(answer, 409)["code"] == "kit_mismatch"
+        assert "409" in document["paths"]["/v1/studies/{study}/subjects/{subject}/preparation"]["get"]["responses"]
+
     def test_a_code_break_that_cannot_be_made_names_the_back_up_contact(self, document: Json) -> None:
         """Every 503 of a code break carries the contact, in the document too (D4)."""
         answer = resolved(document["paths"]["/v1/studies/{study}/code-breaks"]["post"]["responses"]["503"], document)
