@@ -119,6 +119,17 @@ class TestGrantsByTwo:
         expect(confirm(mine, own), 403)
         assert code(confirm(house.admin, own)) == "second_person_required"
 
+    def test_no_administrator_becomes_the_other(self, house: House) -> None:
+        """Whoever reset a colleague would be both; none of them holds such a role; others are reset as ever. [USR-05, SIG-07]"""
+        second = two(house)
+        assert code(house.admin.post(f"/v1/people/{second.username}/reset")) == "illegal_transition"
+        expect(second.get("/v1/me"), 200)
+        own = house.admin.post(f"/v1/people/{second.username}/grants", json=body_of("statistician"))
+        assert code(own) == "grant_conflict"
+        expect(house.admin.post(f"/v1/people/{house.register('doctor').username}/reset"), 200)
+        house.restart(two_person_grants=False)
+        expect(house.admin.post(f"/v1/people/{second.username}/reset"), 200)
+
     def test_the_same_request_again(self, house: House) -> None:
         """By its key it is answered from store, waiting as it was, and asked for once. [INT-01, rule C4]"""
         second = two(house)
