@@ -64,5 +64,7 @@ def treatments_of(package: Path, site: str, options: Sequence[str]) -> tuple[byt
         message = f"No subject of this package is of site {site}; nothing was written."
         raise Missing(message)
     text = io.StringIO(newline="")
-    csv.writer(text).writerows([lines[0], *(line for line in lines[1:] if line[0] in theirs)])
+    writer = csv.writer(text)
+    for line in (lines[0], *(line for line in lines[1:] if line[0] in theirs)):
+        writer.writerow(map(harmless, line))
     return text.getvalue().encode(), len(theirs)
