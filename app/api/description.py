@@ -23,6 +23,8 @@ from app.services import audited
 
 _SCHEMA_ROOT: Final = "#/components/schemas/"
 _REQUEST_ID: Final = "5b0f6a5d0d1e4d7f8a7c2b9e3f4a1c6d"
+_CONFLICTING_WITH_ONESELF: Final = frozenset({Action.CHALLENGE_PASSKEY, Action.CONFIRM_OWN_IDENTITY})
+"""Acts on one's own account that what stands there already can refuse; those of passkeys and recoveries besides."""
 _THROTTLED: Final = frozenset(
     {Action.SIGN_IN, Action.ISSUE_TOKEN, Action.STEP_UP, Action.CHANGE_PASSWORD, Action.REQUEST_FACTOR_RECOVERY}
 )
@@ -124,7 +126,7 @@ def _problems_of(operation: Mapping[str, Any], action: Action, method: str, path
         yield "404", "NotFound"
     if operation.get("parameters") or operation.get("requestBody"):
         yield "422", "Invalid"
-    can_conflict = "passkey" in path or "recoveries" in path or action is Action.CHALLENGE_PASSKEY
+    can_conflict = "passkey" in path or "recoveries" in path or action in _CONFLICTING_WITH_ONESELF
     if action is Action.READ_PREPARATION or (method != "GET" and (can_conflict or not (is_public or is_own))):
         # Of the readings one alone conflicts: a subject may have no usable kit.
         yield "409", "Conflict"
