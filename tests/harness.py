@@ -62,6 +62,7 @@ from app.settings import Settings
 from app.storage import tables
 from app.surroundings import surroundings
 from tests import memory
+from tests.declared import is_undeclared
 from tests.inprocess import InProcessClient
 
 Json: TypeAlias = Any
@@ -384,7 +385,7 @@ class House:
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, Any] | None = None,
     ) -> Response:
-        """Send one request; a fault of the service fails the test at once (rule G2)."""
+        """Send one request; a fault of the service, or an answer that is not in its document, fails the test (rules G1, G2)."""
         given = {**({"Authorization": f"Bearer {token}"} if token is not None else {}), **(headers or {})}
         content = None if json is None else jsonlib.dumps(json).encode()
         if content is not None:
@@ -392,6 +393,9 @@ class House:
         response = self.client.request(method, path, content=content, headers=given, params=query or None)
         if response.status_code == 500:
             message = f"{method} {path}: the service has a fault; see the captured output"
+            raise AssertionError(message)
+        if is_undeclared(self.app, method, path, response.status_code):
+            message = f"{method} {path}: {response.status_code} is not in the document: {response.text[:300]}"
             raise AssertionError(message)
         return response
 

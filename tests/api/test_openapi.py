@@ -17,6 +17,7 @@ from app.domain.words import Action
 from app.errors import SnoseError
 from app.policy import ELEVATED, PERMISSIONS
 from tests import harness
+from tests.declared import is_undeclared
 from tests.harness import House, Json, expect
 from tests.running_study import S, running_study
 
@@ -247,6 +248,13 @@ class TestProblems:
                 assert 'error="insufficient_user_authentication"' in header["example"]
                 assert 'max_age="300"' in header["example"]
                 assert "step_up_required" in answer["content"]["application/problem+json"]["examples"]
+
+    def test_an_answer_that_is_not_declared_fails_its_test(self, house: House) -> None:
+        """Negative control: the harness holds every answer of the suite to the document, and finds one that it lacks (G1, T11)."""
+        for method, path, status in (("GET", "/v1/me", 409), ("get", "/v1/studies/S1/subjects/1/kits?limit=1", 418)):
+            assert is_undeclared(house.app, method, path, status)
+            assert not is_undeclared(house.app, method, path, 401)
+        assert not is_undeclared(house.app, "GET", "/v1/nowhere/at/all", 404)
 
     def test_a_reading_that_conflicts_is_declared(self, house: House, document: Json) -> None:
         """A subject whose kits are out of date has nothing to be prepared, which no client meets unprepared (SYS-08, T11)."""
