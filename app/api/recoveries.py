@@ -7,7 +7,7 @@ from uuid import UUID
 from pydantic import Field, StringConstraints
 
 from app.api.doors import Context, Door
-from app.api.people import OneTimeCode, Secret, StepUpRead
+from app.api.people import DeviceSecret, OneTimeCode, Secret, StepUpRead
 from app.api.schemas import Answer, Body, IdPath, RowId
 from app.domain.words import Action, IdentityCheck, Username
 from app.services import recoveries
@@ -64,9 +64,9 @@ class RecoveredSessionRead(StepUpRead):
 
 
 @door.post("/factor-recoveries", Action.REQUEST_FACTOR_RECOVERY, 201)
-def request_recovery(body: RecoveryRequest, ctx: Context) -> RequestedRecoveryRead:
+def request_recovery(body: RecoveryRequest, ctx: Context, device: DeviceSecret = None) -> RequestedRecoveryRead:
     """Ask for the recovery of my lost second factor."""
-    return RequestedRecoveryRead.of(recoveries.request(ctx, body.username, body.password))
+    return RequestedRecoveryRead.of(recoveries.request(ctx, body.username, body.password, device))
 
 
 @door.post("/factor-recoveries/confirmation", Action.CONFIRM_FACTOR_RECOVERY)

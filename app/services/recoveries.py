@@ -30,8 +30,9 @@ from app.identity.codes import accepted_step, new_secret
 from app.identity.passwords import as_spoken, spoken_code
 from app.services.audited import Act, audited
 from app.services.context import Deployment, RequestContext
+from app.services.devices import charge
 from app.services.outbox import tell_of_recovery, wake_sender
-from app.services.sessions import SignedIn, begin_session
+from app.services.sessions import SignedIn, apart, begin_session
 from app.services.tries import (
     enter_failed_login,
     factor_context,
@@ -74,17 +75,26 @@ class ConfirmedRecovery:
     expires_at: datetime
 
 
-def request(ctx: RequestContext, username: str, password: str) -> RequestedRecovery:
+def request(ctx: RequestContext, username: str, password: str, device_secret: str | None = None) -> RequestedRecovery:
     """Return a new second factor that opens nothing yet, and the code by which a colleague confirms it.
 
-    A try at the password is counted and slowed down like a sign-in. Raises ``WrongCredentials``, ``TooManyAttempts``,
-    ``HashingBusy``, and ``IllegalTransition`` for who has no factor of their own that could be lost.
+    A try at the password is counted and slowed down like a sign-in, and at a known device waits behind no stranger. Raises
+    ``WrongCredentials``, ``TooManyAttempts``, ``HashingBusy``, and ``IllegalTransition`` for who has no factor of their own that
+    could be lost.
     """
     name = name_of(username)
-    tried = try_password(ctx, name, password)
+    device = None
+    if device_secret is not None:
+        device = apart(ctx.deployment, lambda tx: charge(ctx, tx, name, device_secret))
+    tried = try_password(ctx, name, password, is_known=device is not None)
 
     def work(act: Act) -> RequestedRecovery:
+        if device is not None:
+            act.lasting = {"device_id": str(device.device_id)}
         kept = require_right(act, tried)
+        if device is not None and not devices.record_use(act.tx, device.device_id, act.now):
+            # Ended while the password was looked at: the next try is one as any other.
+            raise WrongCredentials
         act.actor = name
         if kept.must_change or kept.totp_secret is None:
             message = "There is no second factor to be recovered: sign in and change the issued password."

@@ -18,7 +18,7 @@ from app.storage import devices as rows
 from tests import harness
 from tests.api.test_passkeys import enrol
 from tests.api.test_passkeys import step_up as step_up_by
-from tests.api.test_recoveries import lost
+from tests.api.test_recoveries import ask, lost
 from tests.authenticator import SETTINGS, Authenticator
 from tests.harness import STUDY, Caller, House, Json, expect
 from tests.running_study import S, running_study
@@ -272,6 +272,18 @@ class TestGuessedCodes:
             code = doctor.code()
             under_attack(house, doctor.username)
             refused(beside(doctor.password, code), 429, "too_many_attempts")
+
+
+def test_strangers_keep_no_known_device_from_a_recovery(house: House) -> None:
+    """Neither while they guess nor after all that may be looked at; ended meanwhile, it is known no more. [EUB-15, D5, USR-10]"""
+    doctor = house.person("investigator")
+    secret = remembered(doctor)
+    under_attack(house, doctor.username)
+    refused(ask(house, doctor.username, doctor.password), 429, "too_many_attempts")
+    refused(ask(house, doctor.username, "wrong", secret), 401, "wrong_credentials")
+    expect(ask(house, doctor.username, doctor.password, secret), 201)
+    with patch.object(rows, "record_use", return_value=False):
+        refused(ask(house, doctor.username, doctor.password, secret), 401, "wrong_credentials")
 
 
 def test_a_secret_that_does_not_open_shows_nothing(house: House) -> None:

@@ -57,8 +57,9 @@ class Lost:
         return pyotp.TOTP(self.secret).at(self.house.clock.now)
 
 
-def ask(house: House, username: str, password: str) -> Response:
-    return house.send("POST", PATH, json={"username": username, "password": password})
+def ask(house: House, username: str, password: str, device: str | None = None) -> Response:
+    headers = {"Snose-Device": device} if device is not None else None
+    return house.send("POST", PATH, json={"username": username, "password": password}, headers=headers)
 
 
 def lost(owner: Caller) -> Lost:
