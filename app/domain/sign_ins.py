@@ -22,6 +22,19 @@ def is_registered(uri: str, registered: Sequence[str]) -> bool:
     )
 
 
+def come_back_together(uris: Sequence[str], others: Sequence[str]) -> bool:
+    """Return whether a browser from one provider may come back where one from another does.
+
+    Then whoever waits there cannot tell from which it came, and a provider could be brought another one's code (RFC 9700, 4.4).
+    What is asked for behind a path is nobody's own.
+    """
+    return not {_place(uri) for uri in uris}.isdisjoint(map(_place, others))
+
+
+def _place(uri: str) -> str:
+    return (_portless(uri) or uri).partition("?")[0]
+
+
 def _portless(uri: str) -> str | None:
     found = _HERE.fullmatch(uri)
     return found[1] + found[2] if found is not None else None

@@ -13,7 +13,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from app.domain.sealed import Sealed
-from app.domain.sign_ins import is_redirect_uri
+from app.domain.sign_ins import come_back_together, is_redirect_uri
 from app.domain.words import Action
 from app.errors import AlreadyExists, IllegalTransition, Invalid, Missing, SecondPersonRequired
 from app.identity import discovery
@@ -62,6 +62,8 @@ def register_issuer(ctx: RequestContext, new: NewIssuer) -> Issuer:
             _check_address(act, discovery.address_of(new.issuer) if is_discovered else new.jwks_uri or "", new)
         issuer_id, client = act.deployment.new_id(), new.client
         _check_client(new, is_discovered=is_discovered)
+        if client is not None:
+            _check_ways_back(act, new.issuer, client.redirect_uris)
         made = Issuer(
             issuer_id,
             new.issuer,
@@ -100,6 +102,8 @@ def confirm_issuer(ctx: RequestContext, issuer_id: UUID) -> Issuer:
         kept = issuers.get_issuer(act.tx, issuer_id)
         _require_waiting(kept.confirmed_at is not None or kept.revoked_at is not None)
         _require_another(act, kept.requested_by)
+        # Another one may have been confirmed meanwhile.
+        _check_ways_back(act, kept.issuer, json.loads(kept.redirect_uris or "[]"))
         former = issuers.find_issuer(act.tx, kept.issuer)
         if former is not None:
             issuers.record_issuer(act.tx, former.issuer_id, "revoked", act.now, act.principal.name)
@@ -233,6 +237,15 @@ def _check_client(new: NewIssuer, *, is_discovered: bool) -> None:
             "A redirect_uri is https://host/path, or http://127.0.0.1/path for a program on its user's own machine."
         )
         raise Invalid(message, "sign_in.redirect_uris")
+
+
+def _check_ways_back(act: Act, issuer: str, redirect_uris: Sequence[str]) -> None:
+    """Raise ``Invalid`` for a way back that is another issuer's, waiting or in force: each has its own (RFC 9700, 4.4.2)."""
+    for other in issuers.list_issuers(act.tx):
+        is_another = other.issuer != issuer and other.revoked_at is None
+        if is_another and come_back_together(redirect_uris, json.loads(other.redirect_uris or "[]")):
+            message = "A redirect_uri is another issuer's: give each a path of its own, so that none is brought another's codes."
+            raise Invalid(message, "sign_in.redirect_uris")
 
 
 def _sealed_secret(act: Act, issuer_id: UUID, client: NewClient | None) -> Sealed | None:

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from app.identity import id_tokens
-from app.services import providers, sign_ins
+from app.services import issuers, providers, sign_ins
 from tests.api.test_issuers import S, registration
 from tests.harness import Caller, House, expect
 from tests.provider import PERSON, Provider, drip, garbage, hang, provider, redirect, status, unsigned
@@ -427,6 +427,26 @@ class TestNegatives:
         sent = {"username": at.doctor.username, "password": at.doctor.password}
         expect(stranger.post("/v1/sessions", json=sent), 201)
         at.come_back(begun, idp.browse(begun["authorization_url"]))
+
+    @pytest.mark.parametrize("database_kind", ["sqlite"])
+    def test_each_provider_has_its_own_way_back(self, house: House, idp: Provider) -> None:
+        """Else one could be brought the codes of another that does not name itself (RFC 9700, 4.4.2) [T19; ASVS 10.2.2]"""
+        at = hospital(house, idp)
+
+        def other(uri: str, status: int) -> str:
+            known = {"client_id": "other", "redirect_uris": ["http://127.0.0.1/other", uri]}
+            body = registration(issuer="https://other.example.org", jwks=None, discovery=True, sign_in=known)
+            return str(expect(house.admin.post("/v1/issuers", json=body), status).get("issuer_id"))
+
+        for uri in ("http://127.0.0.1/back", "http://127.0.0.1:50123/back", "http://127.0.0.1/back?x=1", ON_SITE):
+            other(uri, 422)
+        apart = other("https://front.example.org/back", 201)
+        expect(at.second.post(f"/v1/issuers/{apart}/confirmation", step_up=True), 200)
+        # One that was let in before, or at the same moment, is looked at again.
+        with patch.object(issuers, "come_back_together", return_value=False):
+            shared = other(ON_SITE, 201)
+        expect(at.second.post(f"/v1/issuers/{shared}/confirmation", step_up=True), 422)
+        at.sign_in()
 
     @pytest.mark.parametrize("database_kind", ["sqlite"])
     def test_a_build_that_checks_no_nonce_is_caught(self, house: House, idp: Provider) -> None:
