@@ -60,13 +60,14 @@ from app.services.tries import (
     USERNAME,
     bucket_of,
     charge_name,
-    enter_failed_login,
     factor_context,
     failed_login,
     fault_of,
     find_named,
     hold_unchanged,
+    is_noisy_network,
     name_of,
+    put_to_network,
     require_right,
     secret_of,
     shown_bucket_of,
@@ -79,6 +80,8 @@ from app.storage.pending_grants import PendingGrant
 from app.storage.people import Account, Credential, Delegation, RoleGrant, Training
 
 ASSERTION_TYPE: Final = assertions.TYPE
+_AT_TOKENS: Final = "token at "
+"""Apart from passwords, so that a machine that fails slows no person down."""
 """What a client that signs for its token calls its assertion (RFC 7523, 2.2)."""
 _RESERVED: Final = frozenset({"snose", "unknown"})
 """Names that the trail gives to the service itself and to nobody known."""
@@ -318,9 +321,11 @@ def issue_token_to_key(ctx: RequestContext, client_id: str | None, assertion: st
 
 def _issue(ctx: RequestContext, client_id: str, shown: Callable[[Act, Credential], datetime | None]) -> SignedIn:
     """Return a session of a client whose proof is looked at by ``shown``, which returns when that proof ends, if it does."""
-    credential = None
-    if USERNAME.fullmatch(client_id):
-        credential = apart(ctx.deployment, lambda tx: people.find_credential(tx, client_id, is_machine=True))
+
+    def find(tx: Transaction) -> tuple[Credential | None, bool]:
+        return people.find_credential(tx, client_id, is_machine=True), is_noisy_network(ctx, tx, _AT_TOKENS)
+
+    credential, is_noisy = apart(ctx.deployment, find) if USERNAME.fullmatch(client_id) else (None, False)
 
     def work(act: Act) -> SignedIn:
         if credential is None:
@@ -333,8 +338,13 @@ def _issue(ctx: RequestContext, client_id: str, shown: Callable[[Act, Credential
         # A token does not outlive the secret that it was given for.
         return begin_session(act, credential.principal_id, min(end, ends_at or end), "client")
 
-    # A name that no client has is noise; a known one's failure is entered, because its secret may have been lost.
-    on_refusal = enter_failed_login if credential is not None else None
+    def enter(tx: Transaction, error: SnoseError) -> None:
+        if isinstance(error, WrongCredentials):
+            put_to_network(ctx, tx, _AT_TOKENS)
+
+    # A name that no client has is noise; a known one's failure is entered, because its secret may have been lost. Of a network
+    # that goes on failing most is noise again: nobody fills the log, and no secret that is right waits for that.
+    on_refusal = enter if credential is not None and not is_noisy else None
     target = {"client_id": client_id if credential is not None else "unknown"}
     return audited(ctx, Action.ISSUE_TOKEN, work, target=target, on_refusal=on_refusal)
 

@@ -180,6 +180,15 @@ def refuse_noisy_network(ctx: RequestContext, tx: Transaction, at: str = "") -> 
         refuse_network(people.find_settling(tx, _bucket_of_network(ctx, at)), ctx.now())
 
 
+def is_noisy_network(ctx: RequestContext, tx: Transaction, at: str) -> bool:
+    """Return whether too many wrong tries came from the caller's network at a door."""
+    try:
+        refuse_noisy_network(ctx, tx, at)
+    except TooManyAttempts:
+        return True
+    return False
+
+
 def put_to_network(ctx: RequestContext, tx: Transaction, at: str = "") -> None:
     """Put one wrong try to the account of the caller's network."""
     if ctx.network != UNKNOWN_NETWORK:

@@ -204,6 +204,20 @@ class TestKeys:
         form = {"grant_type": "client_credentials", "client_assertion": sent}
         assert expect(house.client.post("/oauth2/token", data=form), 400) == {"error": "invalid_request"}
 
+    @pytest.mark.parametrize("database_kind", ["sqlite"])
+    def test_strangers_fill_no_log(self, house: House) -> None:
+        """Of a network that goes on failing most is noise; a secret that is right never waits. [E1, USR-15]"""
+        edc, stranger = house.machine(), house.client.at("198.51.100.7")
+        form = {"grant_type": "client_credentials", "client_id": edc.client_id, "client_secret": "x"}
+        before = len(house.trail())
+        for _ in range(40):
+            expect(stranger.post("/oauth2/token", data=form), 401)
+        assert len(house.trail()) - before == 30
+        assert house.deployment.noise.take() == {"198.51.100.0/24": 10}
+        expect(stranger.post("/oauth2/token", data={**form, "client_secret": edc.client_secret}), 200)
+        expect(house.client.at("203.0.113.9").post("/oauth2/token", data=form), 401)
+        assert house.trail(last=1)[0]["outcome"] == "denied"
+
     def test_a_revoked_key_ends_the_tokens_and_never_comes_back(self, house: House) -> None:
         """Effective at once; a key that was ever used is nobody else's [USR-06, USR-13, USR-18]"""
         edc, other, pair = house.machine(), house.machine(), signer("EdDSA")
