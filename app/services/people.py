@@ -338,9 +338,8 @@ def _issue(ctx: RequestContext, client_id: str, shown: Callable[[Act, Credential
         # A token does not outlive the secret that it was given for.
         return begin_session(act, credential.principal_id, min(end, ends_at or end), "client")
 
-    def enter(tx: Transaction, error: SnoseError) -> None:
-        if isinstance(error, WrongCredentials):
-            put_to_network(ctx, tx, _AT_TOKENS)
+    def enter(tx: Transaction, _error: SnoseError) -> None:
+        put_to_network(ctx, tx, _AT_TOKENS)
 
     # A name that no client has is noise; a known one's failure is entered, because its secret may have been lost. Of a network
     # that goes on failing most is noise again: nobody fills the log, and no secret that is right waits for that.

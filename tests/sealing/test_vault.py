@@ -1,5 +1,6 @@
 """Vault and OpenBao transit: what is its own; what every provider must do stands in ``test_providers_conformance``."""
 
+import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from app.errors import KeyUnavailable, UnsafeSetting
-from app.sealing.vault import AppRole, TokenFile, VaultTransitProvider
+from app.sealing.vault import AppRole, TokenFile, VaultTransitProvider, _ended_after
 from app.settings import Settings
 from app.surroundings import key_provider
 from tests.sealing.builders import SeededEntropy, secret_of
@@ -269,3 +270,17 @@ class TestSettings:
         settings = Settings.model_validate({"key_provider": "vault", "vault_addr": "https://h:1", **given})
         with pytest.raises(UnsafeSetting, match="SNOSE_VAULT_TOKEN_FILE, or SNOSE_VAULT_ROLE_ID"):
             key_provider(settings, SeededEntropy())
+
+
+def test_a_call_that_was_ended_took_too_long() -> None:
+    """Whatever it looks like from inside, it is told as what it was: the provider dragged on. [D5]"""
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(30)
+
+    def drag_on() -> None:
+        with _ended_after(ours, 0.01):
+            assert theirs.recv(1) == b"", "it was not ended"
+            raise ConnectionResetError
+
+    with ours, theirs, pytest.raises(TimeoutError):
+        drag_on()
