@@ -12,7 +12,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from io import StringIO
 from typing import Final
@@ -40,6 +40,8 @@ from app.storage.final_package import list_given_kits
 _INTERIM: Final = "interim_unblinding"
 """The kind under which its requests stand among those that two people decide."""
 _PAGE: Final = 500
+_SETTLED: Final = timedelta(minutes=5)
+"""No allocation is under way for so long: what was begun before a cut of this age is there, or will never be."""
 _HEADER: Final = ("subject_id", "site_code", "randomization_number", "allocated_at")
 
 
@@ -84,13 +86,15 @@ class InterimRequested:
 def request_interim(ctx: RequestContext, study: StudyCode, wanted: InterimWanted) -> InterimRequested:
     """Return the signed request for the allocations up to a data cut, which another unblinded person must release.
 
-    Raises ``Invalid`` for a cut that is still to come, a part that the study has not, and a ``recipient_key`` that is none.
+    Raises ``Invalid`` for a cut that is not five minutes ago, a part that the study has not, and a ``recipient_key`` that is none.
     """
 
     def work(act: Act) -> InterimRequested:
         encrypt_to(wanted.recipient_key, b"", b"")
-        if wanted.data_cut_at > act.now:
-            message = "The data are cut at a moment that has passed: else nobody would know what is in the package."
+        if wanted.data_cut_at > act.now - _SETTLED:
+            message = (
+                "The data are cut at a moment at least five minutes ago: else an allocation could be under way still."
+            )
             raise Invalid(message, "data_cut_at")
         _check_strata(act, wanted.strata)
         request_id = act.deployment.new_id()

@@ -5,6 +5,7 @@ import io
 import json
 from base64 import b64encode
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any, Final
 
 import pytest
@@ -28,9 +29,16 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     yield from shared_running_study(request, tmp_path_factory)
 
 
+def settled(house: House) -> str:
+    """Return a moment after all that was done, five minutes ago."""
+    now = house.clock.now
+    house.clock.advance(minutes=5)
+    return now.isoformat()
+
+
 def cut(running: RunningStudy, **changes: Json) -> dict[str, Any]:
     return {
-        "data_cut_at": running.house.clock.now.isoformat(),
+        "data_cut_at": settled(running.house),
         "board": "Board statistician Okafor",
         "recipient_key": KEY,
         "meaning": "responsibility",
@@ -119,11 +127,11 @@ class TestInterim:
         expect(approver.post(INTERIMS, json=wanted, step_up=True), 403)
 
     def test_what_cannot_be_asked(self, running: RunningStudy) -> None:
-        """A cut to come, a key that is none, another meaning, no board: each is named, and nothing is kept. [G1, UNB-06]"""
+        """A cut that could be changed still, no key, another meaning, no board: each is named, and nothing is kept. [G1, UNB-06]"""
         statistician = running.people["statistician"]
         before = expect(statistician.get(INTERIMS, limit=500), 200)["items"]
         faults: dict[str, Json] = {
-            "data_cut_at": "2126-01-01T00:00:00+00:00",
+            "data_cut_at": (running.house.clock.now + timedelta(minutes=3)).isoformat(),
             "recipient_key": b64encode(bytes(32)).decode(),
             "meaning": "approval",
             "board": "",

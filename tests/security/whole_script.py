@@ -131,6 +131,7 @@ class WholePlay(Play):
         """Have the allocations up to now released for a board, by two people."""
         interims, key = f"{self.study}/interim-unblinding-requests", base64.b64encode(bytes([9] + [0] * 31)).decode()
         wanted = {"data_cut_at": self.now().isoformat(), "recipient_key": key}
+        self.clock.advance(minutes=5)
         asked = {**wanted, "board": "The board", "meaning": "responsibility"}
         statistician, approver = self.who(Role.STATISTICIAN), self.who(Role.LIST_APPROVER)
         request = self.ask(statistician, "POST", interims, asked, step_up=True).json()["request_id"]

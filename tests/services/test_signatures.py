@@ -87,6 +87,7 @@ def open_elsewhere(study: RunningStudy) -> tuple[Json, Json]:
     expect(physician.post(opening, step_up=True), 201)
     key = base64.b64encode(bytes([9, *bytes(31)])).decode()
     body = {"data_cut_at": study.house.clock.now.isoformat(), "recipient_key": key}
+    study.house.clock.advance(minutes=5)
     wanted = {**body, "board": "The board", "meaning": "responsibility"}
     interim = expect(people["statistician"].post(INTERIMS, json=wanted, step_up=True), 201)
     release = f"{INTERIMS}/{interim['request_id']}/release"
