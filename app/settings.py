@@ -88,7 +88,11 @@ class Settings(BaseSettings):
         bool, Field(description="people open nothing of a study before a second factor was shown in their session")
     ] = False
     two_person_grants: Annotated[
-        bool, Field(description="a role that can unblind, or give such a role, is given by two service administrators")
+        bool,
+        Field(
+            description="a role that can unblind, give such a role or vouch for its holder takes two people, and so does a "
+            "reset of whoever holds a role"
+        ),
     ] = False
     passkey_rp_id: Annotated[
         str | None, Field(description="domain for which devices keep passkeys, `snose.example.org`; with the next one")

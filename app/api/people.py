@@ -156,11 +156,21 @@ class PersonRequest(Body):
     email: Annotated[Text, Field(pattern=r"^[^@\s]+@[^@\s]+$", examples=["m.rossi@example.org"])]
 
 
+def _is_nothing(some: list[Any] | bool) -> bool:
+    return not some
+
+
 class IssuedPersonRead(Answer):
     """A one-time password, to be replaced at the first sign-in."""
 
     username: str = Field(examples=["m.rossi"])
     password: str = Field(examples=["7KQ2M-XN4RT-9WBVH-3FDPC"], description="shown once")
+    needs_colleague: bool = Field(
+        default=False,
+        exclude_if=_is_nothing,
+        examples=[True],
+        description="the next second factor takes a colleague (`POST /v1/factor-recoveries`); left out when it does not",
+    )
 
 
 class PersonRead(Answer):
@@ -171,10 +181,6 @@ class PersonRead(Answer):
     email: str | None = Field(examples=["m.rossi@example.org"])
     is_active: bool = Field(examples=[True])
     created_at: datetime = Field(examples=["2026-11-22T09:14:03+00:00"])
-
-
-def _is_nothing(some: list[Any]) -> bool:
-    return not some
 
 
 class GrantRequest(Body):

@@ -149,8 +149,8 @@ UNBLINDED_ROLES: Final = frozenset(
         Role.TREATING_PHYSICIAN,
     }
 )
-WAITING_ROLES: Final = UNBLINDED_ROLES | {Role.INVESTIGATOR, Role.SERVICE_ADMIN}
-"""What gives a right to unblind, or to give one: where grants take two people, these wait for the second."""
+WAITING_ROLES: Final = UNBLINDED_ROLES | {Role.INVESTIGATOR, Role.STUDY_ADMIN, Role.SERVICE_ADMIN}
+"""What gives a right to unblind, to give one, or to vouch for who has one; where grants take two people, these wait."""
 SITE_ROLES: Final = frozenset({Role.INVESTIGATOR, Role.COORDINATOR, Role.PHARMACIST, Role.UNBLINDED_PHARMACIST})
 BLINDED_ROLES: Final = frozenset(Role) - UNBLINDED_ROLES - {Role.SERVICE_ADMIN}
 ENROLLING_ROLES: Final = frozenset(

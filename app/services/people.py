@@ -101,6 +101,8 @@ class IssuedPerson:
 
     username: Username
     password: str
+    needs_colleague: bool = False
+    """Whether the next second factor takes the word of a colleague."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,7 +370,10 @@ def step_up(ctx: RequestContext, one_time_code: str, *, remember_device: bool = 
             act.lasting = {"alarm": "many_wrong_codes", "wrong_codes": credential.wrong_codes, "network": ctx.network}
         kept = people.hold_credential(act.tx, caller.principal_id)
         if credential is None or kept.totp_secret is None:
-            raise WrongOneTimeCode
+            message = (
+                "This account has no second factor yet: ask for one, with a colleague, at POST /v1/factor-recoveries."
+            )
+            raise WrongOneTimeCode(message)
         secret = act.deployment.ring.open(factor_context(caller.principal_id), kept.totp_secret).decode("ascii")
         step = accepted_step(secret, one_time_code.replace(" ", ""), act.now, kept.totp_last_step)
         if not people.claim_one_time_step(act.tx, caller.principal_id, step):
@@ -471,7 +476,8 @@ def change_password(ctx: RequestContext, current: str, new: str) -> NewPassword:
         _forget_guesses(act, act.principal.name)
         kept = hold_unchanged(act, credential, _bucket_of_session(act.deployment, act.principal))
         principal_id = act.principal.principal_id
-        factor = new_secret(act.deployment.entropy) if kept.must_change or kept.totp_secret is None else None
+        # Who issued the password could come first: where that must not do, a colleague vouches for the factor (SIG-07).
+        factor = new_secret(act.deployment.entropy) if kept.must_change and kept.reset_by is None else None
         sealed = None
         if factor is not None:
             sealed = act.deployment.ring.seal(factor_context(principal_id), factor.encode("ascii"))
@@ -552,8 +558,9 @@ def end_sessions(ctx: RequestContext, username: Username) -> None:
 def reset(ctx: RequestContext, username: Username) -> IssuedPerson:
     """Return a one-time password after a loss: the old one, the second factor and every session are void (USR-13, EUB-15).
 
-    Raises ``IllegalTransition`` for an account that is switched off, and for an administrator's where grants take two: else who
-    resets a colleague would be both of them.
+    Where grants take two people, whoever holds a role gets the next factor by a colleague's word alone (`recoveries`): else who
+    issues the password, and comes first, could sign in another's name (SIG-07). Raises ``IllegalTransition`` for an account that
+    is switched off.
     """
     issue = _issued(ctx)
 
@@ -562,25 +569,23 @@ def reset(ctx: RequestContext, username: Username) -> IssuedPerson:
         act.note(target={"username": username})
         account = people.get_account(act.tx, username, is_machine=False)
         _forget_guesses(act, username)
-        # In the order of all who hold both; read before the account, so that nobody is given the role meanwhile.
-        admins = people.hold_service_admins(act.tx) if act.deployment.limits.two_person_grants else []
+        # A grant that is confirmed meanwhile is seen, or finds the issued password.
+        people.lock_account(act.tx, account.principal_id)
         people.hold_credential(act.tx, account.principal_id)
         if not account.is_active:
             message = "The account is switched off."
             raise IllegalTransition(message)
-        if account.principal_id in admins:
-            message = (
-                "Where grants take two administrators, none is reset by another: a lost second factor is recovered through a "
-                "colleague; for a lost password, start the service without the setting meanwhile."
-            )
-            raise IllegalTransition(message)
-        people.record_issued_password(act.tx, account.principal_id, secret_hash, act.now)
+        standing = any(grant.revoked_at is None for grant in people.list_grants(act.tx, account.principal_id))
+        needs_colleague = act.deployment.limits.two_person_grants and standing
+        reset_by = act.principal.name if needs_colleague else None
+        people.record_issued_password(act.tx, account.principal_id, secret_hash, act.now, reset_by)
         passkeys.record_all_removed(act.tx, account.principal_id, act.now)
         recoveries.close_all(act.tx, account.principal_id, act.now)
         device_rows.record_all_ended(act.tx, account.principal_id, act.now)
         people.end_sessions(act.tx, account.principal_id, act.now)
-        act.note(after={"must_change_password": True, "second_factor": None})
-        return IssuedPerson(username, password)
+        colleague = {"needs_colleague": True} if needs_colleague else {}
+        act.note(after={"must_change_password": True, "second_factor": None, **colleague})
+        return IssuedPerson(username, password, needs_colleague)
 
     return audited(ctx, Action.RESET_PERSON, work)
 
@@ -708,6 +713,11 @@ def confirm_grant(ctx: RequestContext, holder: Holder, grant_id: UUID) -> UUID:
         asker = people.get_account(act.tx, asked.requested_by, is_machine=False)
         if not {asker.principal_id, act.principal.principal_id} <= set(admins):
             message = "Who asked for it, or who confirms it, is no service administrator any more: ask for it anew."
+            raise IllegalTransition(message)
+        if people.hold_credential(act.tx, account.principal_id).must_change:
+            message = (
+                "Its holder has not changed the issued password yet: confirm when the person says that it is done."
+            )
             raise IllegalTransition(message)
         # Nobody held it before it was confirmed, whatever date was meant.
         starts_at = asked.starts_at if asked.starts_at is not None and asked.starts_at > act.now else None

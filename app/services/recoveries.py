@@ -96,8 +96,8 @@ def request(ctx: RequestContext, username: str, password: str, device_secret: st
             # Ended while the password was looked at: the next try is one as any other.
             raise WrongCredentials
         act.actor = name
-        if kept.must_change or kept.totp_secret is None:
-            message = "There is no second factor to be recovered: sign in and change the issued password."
+        if kept.must_change:
+            message = "There is no second factor to be recovered yet: sign in and change the issued password."
             raise IllegalTransition(message)
         deployment = act.deployment
         recovery_id, code, secret = (
@@ -131,7 +131,10 @@ def confirm(ctx: RequestContext, username: Username, code: str, identity_check: 
         found = recoveries.hold_by_code(act.tx, _digest(act.deployment, code), act.now - LIFE)
         if found is None or found.name != username:
             raise Missing
-        if found.principal_id == act.principal.principal_id:
+        # Who has issued the password may know it still, and would be both.
+        credential = people.find_credential(act.tx, found.name, is_machine=False)
+        reset_by = credential.reset_by if credential is not None else None
+        if act.principal.name in {found.name, reset_by}:
             raise SecondPersonRequired
         if not _is_vouched_for(act.tx, found, act.principal.name, act.now):
             raise Missing

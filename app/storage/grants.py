@@ -23,7 +23,7 @@ CHANGEABLE: Final = {
     "principal": ("display_name", "email", "is_active", "deactivated_at"),
     "credential": (
         *("secret_hash", "secret_set_at", "must_change", "sealed_totp_secret", "totp_last_step"),
-        *("failed_codes", "codes_blocked_until", "factor_recovered_at", "wrong_codes"),
+        *("failed_codes", "codes_blocked_until", "factor_recovered_at", "wrong_codes", "reset_by"),
     ),
     "sign_in_tries": ("failed", "blocked_until", "guesses"),
     "factor_recovery": (*("tries", "confirmed_by", "confirmed_at", "identity_check", "confirmation_mac", "closed_at"),),

@@ -57,6 +57,8 @@ class Credential:
     codes_blocked_until: datetime | None
     wrong_codes: int
     """In a row, however long it takes."""
+    reset_by: str | None = None
+    """Who issued the password of somebody whose new factor takes a colleague; until that one is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +358,7 @@ def _credential(row: Row[Any]) -> Credential:
         failed_codes=row.failed_codes,
         codes_blocked_until=row.codes_blocked_until,
         wrong_codes=row.wrong_codes,
+        reset_by=row.reset_by,
     )
 
 
@@ -479,12 +482,18 @@ def record_recovered_factor(tx: Transaction, principal_id: UUID, totp_secret: Se
             codes_blocked_until=None,
             wrong_codes=0,
             factor_recovered_at=at,
+            reset_by=None,
         )
     )
 
 
-def record_issued_password(tx: Transaction, principal_id: UUID, secret_hash: str, at: datetime) -> None:
-    """Replace the password by an issued one and void the second factor, as after its loss (EUB-15, USR-13)."""
+def record_issued_password(
+    tx: Transaction, principal_id: UUID, secret_hash: str, at: datetime, reset_by: str | None
+) -> None:
+    """Replace the password by an issued one and void the second factor, as after its loss (EUB-15, USR-13).
+
+    ``reset_by`` is who has issued it, when somebody else has to vouch for the next factor.
+    """
     tx.execute(
         update(tables.credential)
         .where(_c.principal_id == principal_id)
@@ -498,6 +507,7 @@ def record_issued_password(tx: Transaction, principal_id: UUID, secret_hash: str
             codes_blocked_until=None,
             wrong_codes=0,
             factor_recovered_at=None,
+            reset_by=reset_by,
         )
     )
 

@@ -142,6 +142,7 @@ credential = Table(
     _time("factor_recovered_at", nullable=True),
     # In a row, however long it takes.
     Column("wrong_codes", Integer(), nullable=False, server_default="0"),
+    _text("reset_by", nullable=True),
     ForeignKeyConstraint(["principal_id"], ["principal.principal_id"]),
 )
 # Tries at a password by a few bits of a keyed digest of the name, whether or not anybody has it.

@@ -1,6 +1,7 @@
 """Where the operator asks for it, a right to unblind is given by two service administrators; using it takes one person still."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 from unittest.mock import patch
@@ -12,10 +13,14 @@ from app.domain.words import Mode, Role
 from app.services import safety
 from app.storage import people
 from app.surroundings import surroundings
+from tests.api.test_recoveries import ask as ask_for_recovery
+from tests.api.test_recoveries import lost
 from tests.harness import STUDY, Caller, House, Json, expect
 from tests.supply import S, trial
 
-WAITING: Final = ("investigator", "statistician", "safety_officer", "unblinded_pharmacist", "treating_physician")
+WAITING: Final = (
+    *("investigator", "study_admin", "statistician", "safety_officer", "unblinded_pharmacist", "treating_physician"),
+)
 BREAK: Final = {"subject_id": "01-0001", "reason_code": "overdose"}
 
 
@@ -27,7 +32,7 @@ def two(house: House) -> Caller:
 
 
 def body_of(role: str, **terms: Json) -> Json:
-    site = "01" if role in {"investigator", "unblinded_pharmacist"} else None
+    site = "01" if role in {"investigator", "pharmacist", "unblinded_pharmacist"} else None
     return {"role": role, "study_code": None if role == "service_admin" else STUDY, "site_code": site, **terms}
 
 
@@ -92,14 +97,14 @@ class TestGrantsByTwo:
         expect(doctor.get(S), 404)
 
     def test_which_roles_wait(self, house: House) -> None:
-        """Every one that unblinds or could give such a role; no blinded one, and no machine's. [USR-05, USR-15]"""
+        """Every one that unblinds, could give such a role or vouch for its holder; no other, and no machine's. [USR-05, USR-15]"""
         house.register_study()
         two(house)
         for number, role in enumerate((*WAITING, "service_admin", "list_approver", "supply_manager")):
             name = house.register(f"waits{number}").username
             ask(house.admin, name, role)
             assert grants(house, name)["items"] == []
-        for number, role in enumerate(("study_admin", "monitor", "inspector")):
+        for number, role in enumerate(("pharmacist", "monitor", "inspector")):
             name = house.register(f"held{number}").username
             answer = expect(house.admin.post(f"/v1/people/{name}/grants", json=body_of(role)), 201)
             assert answer.keys() == {"grant_id"}
@@ -119,21 +124,19 @@ class TestGrantsByTwo:
         expect(confirm(mine, own), 403)
         assert code(confirm(house.admin, own)) == "second_person_required"
 
-    def test_no_administrator_becomes_the_other(self, house: House) -> None:
-        """Whoever reset a colleague would be both; none of them holds such a role; others are reset as ever. [USR-05, SIG-07]"""
+    def test_a_new_account_is_its_holders_first(self, house: House) -> None:
+        """While whoever issued the password could make its first change, nobody gives it such a role. [SIG-07, USR-05]"""
         second = two(house)
-        assert code(house.admin.post(f"/v1/people/{second.username}/reset")) == "illegal_transition"
-        expect(second.get("/v1/me"), 200)
-        own = house.admin.post(f"/v1/people/{second.username}/grants", json=body_of("statistician"))
-        assert code(own) == "grant_conflict"
-        expect(house.admin.post(f"/v1/people/{house.register('doctor').username}/reset"), 200)
-        house.restart(two_person_grants=False)
-        expect(house.admin.post(f"/v1/people/{second.username}/reset"), 200)
+        doctor = house.register("doctor")
+        path = ask(house.admin, "doctor", "statistician")
+        assert code(confirm(second, path)) == "illegal_transition"
+        house.take_over(doctor)
+        expect(confirm(second, path), 200)
 
     def test_the_same_request_again(self, house: House) -> None:
         """By its key it is answered from store, waiting as it was, and asked for once. [INT-01, rule C4]"""
         second = two(house)
-        name = house.register("doctor").username
+        name = house.person(None, username="doctor").username
         key = {"Idempotency-Key": "once"}
         made = [
             house.admin.post(f"/v1/people/{name}/grants", json=body_of("statistician"), headers=key) for _ in range(2)
@@ -153,7 +156,7 @@ class TestGrantsByTwo:
         expect(confirm(house.admin, third), 200)
         cases = {}
         for what in ("excluded", "twice", "off", "by.former"):
-            name = house.register(what).username
+            name = house.person(None, username=what).username
             by = second if what == "by.former" else house.admin
             cases[what] = ask(by, name, "statistician")
         twin = ask(house.admin, "twice", "statistician")
@@ -171,7 +174,7 @@ class TestGrantsByTwo:
         """Any administrator withdraws it; after a week, or its own end, it is there no more. A past start is now. [USR-07]"""
         house.register_study()
         second = two(house)
-        names = [house.register(f"p{number}").username for number in range(4)]
+        names = [house.person(None, username=f"p{number}").username for number in range(4)]
         withdrawn = ask(house.admin, names[0], "statistician")
         apart = ask(house.admin, names[0], "service_admin")
         for path in (withdrawn, apart):
@@ -201,7 +204,7 @@ class TestGrantsByTwo:
         second = two(house)
         third = house.person(None, username="third.admin")
         expect(confirm(second, ask(house.admin, third.username, "service_admin")), 200)
-        path = ask(house.admin, house.register("doctor").username, "statistician")
+        path = ask(house.admin, house.person(None, username="doctor").username, "statistician")
         tokens = [who.elevated_token() for who in (second, third)]
         with ThreadPoolExecutor(2) as pool:
             answers = list(pool.map(lambda token: house.send("POST", f"{path}/confirmation", token=token), tokens))
@@ -212,13 +215,126 @@ class TestGrantsByTwo:
     def test_a_build_that_forgets_whom_it_holds(self, house: House) -> None:
         """Negative control: were the administrators not looked at again, a former one's wish would come true. [USR-06]"""
         second = two(house)
-        path = ask(second, house.register("doctor").username, "statistician")
+        path = ask(second, house.person(None, username="doctor").username, "statistician")
         expect(house.admin.post(f"/v1/people/{second.username}/deactivation"), 200)
         assert code(confirm(house.admin, path)) == "illegal_transition"
         with house.deployment.database.transaction() as tx:
             both = [people.get_account(tx, name, is_machine=False).principal_id for name in ("admin", second.username)]
         with patch.object(people, "hold_service_admins", return_value=both):
             expect(confirm(house.admin, path), 200)
+
+
+class TestResetByTwo:
+    def test_who_issues_a_password_has_no_factor_by_it(self, house: House) -> None:
+        """Whoever comes first by the issued password unblinds nothing; a colleague vouches, another one. [SIG-07, USR-13]"""
+        running = trial(house)
+        running.allocate("01-0001")
+        doctor, second = running.investigator, two(house)
+        taken = reset(house.admin, doctor)
+        expect(doctor.post(f"{S}/code-breaks", json=BREAK), 401)
+        proof = house.send("POST", "/v1/sessions/step-up", token=doctor.token(), json={"otp": "000000"})
+        assert "factor-recoveries" in expect(proof, 401)["detail"]
+        later = {"current": doctor.password, "new": f"{doctor.password} again"}
+        assert expect(doctor.post("/v1/me/password", json=later), 200) == {"totp_secret": None}
+        doctor.password = later["new"]
+
+        recovery = lost(doctor)
+        assert code(recovery.confirmed_by(house.admin)) == "second_person_required"
+        assert code(recovery.completed()) == "illegal_transition"
+        expect(recovery.confirmed_by(second), 200)
+        token = expect(recovery.completed(), 201)["access_token"]
+        broken = expect(house.send("POST", f"{S}/code-breaks", token=token, json=BREAK), 201)
+        assert broken["treatment"]
+        assert taken["after"] == {"must_change_password": True, "second_factor": None, "needs_colleague": True}
+
+        house.clock.advance(minutes=31)
+        again = lost(doctor)
+        expect(again.confirmed_by(house.admin), 200)
+
+    def test_no_administrator_becomes_the_other(self, house: House) -> None:
+        """Nor is one both by a reset: it takes a third to vouch for an administrator. [USR-05, SIG-07]"""
+        third = house.person("service_admin", study=None, username="third.admin")
+        second = two(house)
+        own = house.admin.post(f"/v1/people/{second.username}/grants", json=body_of("statistician"))
+        assert code(own) == "grant_conflict"
+        path = ask(house.admin, house.person(None, username="mine").username, "statistician")
+        reset(house.admin, second)
+        expect(second.post(f"{path}/confirmation"), 401)
+        recovery = lost(second)
+        assert code(recovery.confirmed_by(house.admin)) == "second_person_required"
+        expect(recovery.confirmed_by(third), 200)
+        expect(recovery.completed(), 201)
+
+    def test_who_holds_nothing_is_reset_as_ever(self, house: House) -> None:
+        """There is nothing to be had of it, and nobody who could vouch; without the setting everybody is. [USR-13, EUB-15]"""
+        doctor = house.person("coordinator")
+        second = two(house)
+        nobody = house.person(None)
+        kept = expect(second.post(f"/v1/people/{nobody.username}/reset"), 200)
+        house.restart(two_person_grants=False)
+        usual = expect(second.post(f"/v1/people/{doctor.username}/reset"), 200)
+        for who, issued in ((nobody, kept), (doctor, usual)):
+            assert issued.keys() == {"username", "password"}
+            who.password = issued["password"]
+            who.forget_token()
+            house.take_over(who)
+            expect(who.get("/v1/me", step_up=True), 200)
+
+    def test_another_reset_begins_anew(self, house: House) -> None:
+        """It is whoever issued the password that stands who may not vouch; before its change nothing is asked for. [SIG-07]"""
+        doctor = house.person("coordinator")
+        second = two(house)
+        issued = expect(house.admin.post(f"/v1/people/{doctor.username}/reset"), 200)
+        assert issued["needs_colleague"] is True
+        assert code(ask_for_recovery(house, doctor.username, issued["password"])) == "illegal_transition"
+        reset(second, doctor)
+        recovery = lost(doctor)
+        assert code(recovery.confirmed_by(second)) == "second_person_required"
+        expect(recovery.confirmed_by(house.admin), 200)
+        expect(recovery.completed(), 201)
+
+    def test_a_grant_confirmed_meanwhile(self, house: House) -> None:
+        """Either the reset sees the role, or the confirmation the issued password: nobody has both alone. [SIG-07, rule C1]"""
+        second = two(house)
+        for number in range(4):
+            doctor = house.person(None, username=f"doctor{number}")
+            path = ask(house.admin, doctor.username, "statistician")
+            tokens = second.elevated_token(), house.admin.token()
+            paths = f"{path}/confirmation", f"/v1/people/{doctor.username}/reset"
+            with ThreadPoolExecutor(2) as pool:
+                confirmed, issued = pool.map(lambda way, token: house.send("POST", way, token=token), paths, tokens)
+            assert (confirmed.status_code == 200) == ("needs_colleague" in expect(issued, 200))
+            house.clock.advance(seconds=30)
+
+    @pytest.mark.parametrize("database_kind", ["sqlite"])
+    def test_a_build_that_forgets_who_reset(self, house: House) -> None:
+        """Negative control: by one administrator's own word the account would be theirs. [SIG-07]"""
+        doctor = house.person("coordinator")
+        two(house)
+        reset(house.admin, doctor)
+        recovery = lost(doctor)
+        assert code(recovery.confirmed_by(house.admin)) == "second_person_required"
+        with house.deployment.database.transaction() as tx:
+            found = people.find_credential(tx, doctor.username, is_machine=False)
+        assert found is not None
+        forgotten = replace(found, reset_by=None)
+        with patch("app.services.recoveries.people.find_credential", return_value=forgotten):
+            expect(recovery.confirmed_by(house.admin), 200)
+
+
+def reset(by: Caller, who: Caller) -> Json:
+    """Have an account that holds a role reset, and its password changed by whoever comes first; return what was entered."""
+    house = by.house
+    issued = expect(by.post(f"/v1/people/{who.username}/reset"), 200)
+    assert issued == {"username": who.username, "password": issued["password"], "needs_colleague": True}
+    entered = house.trail(last=1)[0]
+    who.password = issued["password"]
+    who.forget_token()
+    new = "curlew at noon over the marsh"
+    changed = expect(who.post("/v1/me/password", json={"current": who.password, "new": new}), 200)
+    assert changed == {"totp_secret": None}
+    who.password = new
+    return entered
 
 
 class TestNothingElseWaits:
@@ -238,7 +354,9 @@ class TestNothingElseWaits:
         """The answers have the same fields as ever; what waited before is confirmed or withdrawn still. [USR-05]"""
         house.register_study()
         second = two(house)
-        waiting = [ask(house.admin, house.register(name).username, "statistician") for name in ("one", "other")]
+        waiting = [
+            ask(house.admin, house.person(None, username=name).username, "statistician") for name in ("one", "other")
+        ]
         house.restart(two_person_grants=False)
         name = house.register("doctor").username
         answer = expect(house.admin.post(f"/v1/people/{name}/grants", json=body_of("investigator")), 201)
